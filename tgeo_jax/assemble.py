@@ -1,0 +1,173 @@
+"""From a configuration to values: where the names of the three axes become functions."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from tgeo_jax import (
+    checkpoint,
+    distill,
+    evaluate,
+    geometry,
+    losses,
+    models,
+    optimizers,
+    parallel,
+    ratios,
+    roles,
+    workdir,
+)
+from tgeo_jax import config as configs
+from tgeo_jax.data import resident, sources
+from tgeo_jax.errors import CheckpointError, ConfigError, DataError
+from tgeo_jax.state import Batch, Teacher
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything a run is made of, before anything is compiled.
+
+    Attributes:
+        config: the checked configuration.
+        dataset: in host memory.
+        method: what is trained.
+        teacher_module: None for role `alone`.
+        teacher_variables: None for role `alone`.
+        mesh: the devices.
+        steps_per_epoch: full training batches in an epoch.
+    """
+
+    config: ConfigDict
+    dataset: sources.Dataset
+    method: distill.Distillation
+    teacher_module: models.build.nn.Module | None
+    teacher_variables: dict | None
+    mesh: Mesh
+    steps_per_epoch: int
+
+
+def assemble(config: ConfigDict) -> Run:
+    """Builds a run from its configuration.
+
+    Raises:
+        ConfigError: a field that is wrong by itself or for this dataset or machine.
+        DataError: a dataset that is not prepared or holds values that are not finite.
+        CheckpointError: a teacher that is missing or of another architecture.
+    """
+    configs.check(config)
+    mesh = parallel.make_mesh(config.mesh.seed)
+    parallel.check_batch(mesh, "data.batch_size", config.data.batch_size)
+    parallel.check_batch(mesh, "meta.batch_size", config.meta.batch_size)
+    dataset = sources.load(
+        config.data.name,
+        config.data.dir,
+        validation_fraction=config.data.validation_fraction,
+        split_seed=config.data.split_seed,
+        label_noise=config.data.label_noise,
+    )
+    _check_data(config, dataset)
+    steps_per_epoch = len(dataset.train) // config.data.batch_size
+    clean_view = resident.normalise(dataset.mean, dataset.std)
+    method = _method(config, dataset, clean_view, steps_per_epoch)
+    teacher_module, teacher_variables = _teacher(config, dataset)
+    return Run(
+        config, dataset, method, teacher_module, teacher_variables, mesh, steps_per_epoch
+    )
+
+
+def teacher_context(run: Run, teacher: evaluate.Evaluator, train: Batch) -> Teacher:
+    """The teacher with its mean prediction for each class, from one clean pass over the data."""
+    if run.teacher_variables is None:
+        return Teacher(None, None)
+    logits_NxK = teacher.logits(run.teacher_variables, train)
+    means_KxK = geometry.class_mean_predictions(
+        jax.nn.softmax(logits_NxK), np.asarray(train.labels_B), run.dataset.num_classes
+    )
+    return Teacher(run.teacher_variables, means_KxK)
+
+
+def _method(
+    config: ConfigDict, dataset: sources.Dataset, clean_view, steps_per_epoch: int
+) -> distill.Distillation:
+    teacher_module = _teacher_module(config, dataset)
+    epochs = config.train.epochs
+    return distill.Distillation(
+        student=models.build(
+            config.student.name, dataset.num_classes, **_options(config.student.options)
+        ),
+        num_classes=dataset.num_classes,
+        role=roles.ROLES[config.role.name](teacher_module),
+        soft_loss=losses.soft_loss(config.loss.name, **configs.options_of(config.loss)),
+        ratio=ratios.RATIOS[config.ratio.name](**configs.options_of(config.ratio)),
+        optimizer=optimizers.build(config.optimizer, steps_per_epoch, epochs),
+        fusion_optimizer=optimizers.build(config.meta.optimizer, steps_per_epoch, epochs),
+        total_steps=steps_per_epoch * epochs,
+        training_view=resident.augment(
+            clean_view, crop_padding=config.data.crop_padding, flip=config.data.flip
+        ),
+        clean_view=clean_view,
+        order=config.meta.order,
+        meta_every=config.meta.every,
+        estimator=config.meta.estimator,
+    )
+
+
+def _teacher_module(config: ConfigDict, dataset: sources.Dataset):
+    if config.role.name == "alone":
+        return None
+    options = _options(config.teacher.options)
+    return models.build(config.teacher.name, dataset.num_classes, **options)
+
+
+def _teacher(config: ConfigDict, dataset: sources.Dataset):
+    module = _teacher_module(config, dataset)
+    if module is None:
+        return None, None
+    folder = workdir.trained(config.teacher.workdir, "teacher.workdir")
+    trained_on = folder.config()["data"]["name"]
+    if trained_on != config.data.name:
+        raise CheckpointError(
+            f"teacher.workdir={config.teacher.workdir!r}: that teacher was trained on "
+            f"data.name={trained_on!r}, this run uses {config.data.name!r}"
+        )
+    variables = checkpoint.load_network(folder.checkpoints, config.teacher.which)
+    example = dataset.train.images[:1].astype(np.float32)
+    expected = jax.eval_shape(module.init, jax.random.key(0), example)
+    checkpoint.check_fits(
+        {name: expected.get(name, {}) for name in variables},
+        variables,
+        f"teacher.workdir={config.teacher.workdir!r}",
+    )
+    return module, variables
+
+
+def _check_data(config: ConfigDict, dataset: sources.Dataset) -> None:
+    for field, batch_size, split in (
+        ("data.batch_size", config.data.batch_size, dataset.train),
+        ("meta.batch_size", config.meta.batch_size, dataset.validation),
+    ):
+        if batch_size > len(split):
+            raise ConfigError(
+                f"{field}={batch_size}: larger than its split of {len(split)} examples; use "
+                f"{len(split)} or less"
+            )
+    for split_name in ("train", "validation", "test"):
+        images = getattr(dataset, split_name).images
+        if images.dtype != np.uint8 and not np.isfinite(images).all():
+            first = int(np.argmin(np.isfinite(images).reshape(len(images), -1).all(1)))
+            raise DataError(
+                f"data.name={config.data.name!r}: example {first} of the {split_name} split holds "
+                "NaN or infinite values; repair or drop it"
+            )
+
+
+def _options(options: ConfigDict) -> dict:
+    return {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in options.to_dict().items()
+    }

@@ -1,0 +1,137 @@
+"""Every Orbax call: asynchronous, atomic checkpoints of a run, and trained networks out of them."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from tgeo_jax.errors import CheckpointError
+
+PyTree = Any
+# The newest may be damaged by whatever stopped the run; the one before is then still there.
+_KEEP = 2
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    A checkpoint is one atomic unit with two items: `state`, everything training goes on from, and
+    `best`, for every seed what it was at its best validation accuracy.
+    """
+
+    def __init__(self, directory: pathlib.Path):
+        directory.mkdir(parents=True, exist_ok=True)
+        self._checkpointer = ocp.training.Checkpointer(
+            directory.absolute(),
+            preservation_policy=ocp.training.preservation_policies.LatestN(_KEEP),
+            cleanup_tmp_directories=True,
+        )
+        self._closed = False
+
+    def save(self, step: int, state: PyTree, best: PyTree) -> None:
+        """Starts saving; returns when the arrays may be overwritten."""
+        # Copied on the device: the next dispatch donates these buffers, and on CPU the writer
+        # reads them in place.
+        items = jax.tree.map(jnp.copy, {"state": state, "best": best})
+        self._checkpointer.wait()
+        self._checkpointer.save_checkpointables_async(
+            step, {name: flax.serialization.to_state_dict(item) for name, item in items.items()}
+        )
+
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint, None if there is none."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def restore(self, state: PyTree, best: PyTree) -> tuple[PyTree, PyTree]:
+        """The newest checkpoint, laid out and placed like the given examples."""
+        examples = {"state": state, "best": best}
+        abstract = {
+            name: jax.tree.map(_abstract, flax.serialization.to_state_dict(item))
+            for name, item in examples.items()
+        }
+        found = self._checkpointer.load_checkpointables(self.latest_step(), abstract)
+        restored = {
+            name: flax.serialization.from_state_dict(item, found[name])
+            for name, item in examples.items()
+        }
+        return restored["state"], restored["best"]
+
+    def close(self) -> None:
+        """Waits for a save under way; may be called again."""
+        if not self._closed:
+            self._closed = True
+            self._checkpointer.close()
+
+
+def load_network(directory: pathlib.Path, which: str, seed_index: int = 0) -> PyTree:
+    """Variables of a trained student, as NumPy arrays.
+
+    Args:
+        directory: the checkpoints folder of the run that trained it.
+        which: `last` or `best` (by validation accuracy).
+        seed_index: which of the run's seeds.
+
+    Returns:
+        `{"params": ..., "batch_stats": ...}`.
+
+    Raises:
+        CheckpointError: no complete checkpoint there.
+    """
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such folder, so no checkpoint to load")
+    checkpointer = ocp.training.Checkpointer(directory.absolute())
+    latest = checkpointer.latest
+    if latest is None:
+        raise CheckpointError(f"{directory}: holds no complete checkpoint")
+    found = checkpointer.load_checkpointables(latest.step)
+    checkpointer.close()
+    network = found["best"] if which == "best" else found["state"]["student"]
+    return {
+        name: jax.tree.map(lambda leaf: np.asarray(leaf)[seed_index], network.get(name) or {})
+        for name in ("params", "batch_stats")
+    }
+
+
+def check_fits(expected: PyTree, given: PyTree, source: str) -> None:
+    """Checks that loaded variables belong to a network.
+
+    Args:
+        expected: variables of the network, arrays or shapes.
+        given: the loaded ones.
+        source: where they came from, for the message.
+
+    Raises:
+        CheckpointError: the first parameter that is missing, extra or of another shape.
+
+    Examples:
+        >>> check_fits({"w": np.zeros((2, 3))}, {"w": np.zeros((2, 4))}, "runs/teacher")
+        Traceback (most recent call last):
+        ...
+        tgeo_jax.errors.CheckpointError: runs/teacher: another architecture: parameter w has shape \
+(2, 4) there, the configured network needs (2, 3)
+    """
+    wanted = {_path(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(expected)}
+    found = {_path(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(given)}
+    for name in [*wanted, *(name for name in found if name not in wanted)]:
+        if wanted.get(name) != found.get(name):
+            there = f"has shape {found[name]} there" if name in found else "is missing there"
+            here = f"needs {wanted[name]}" if name in wanted else "has no such parameter"
+            raise CheckpointError(
+                f"{source}: another architecture: parameter {name} {there}, the configured "
+                f"network {here}"
+            )
+
+
+def _path(path: tuple) -> str:
+    return "/".join(str(getattr(key, "key", key)) for key in path)
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)

@@ -1,0 +1,317 @@
+"""The configuration: its fields, their defaults, and what is wrong with a given one.
+
+Every axis (loss, ratio) has a `name` and one section for each of its values, filled from that
+function's keyword-only arguments; so a new value brings its own section.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from tgeo_jax import bilevel, distill, losses, optimizers, ratios, roles
+from tgeo_jax.errors import ConfigError, nearest
+from tgeo_jax.models.build import MODELS, check_options
+
+
+def default() -> ConfigDict:
+    """Every field with its default: plain knowledge distillation with the CIFAR recipe's values.
+
+    Examples:
+        >>> default().loss.kl.temperature
+        4.0
+    """
+    return ConfigDict(
+        {
+            "seed": 0,  # the first seed; a run trains seeds seed, seed + 1, ...
+            "seeds": 1,  # how many of them, in one program
+            "data": {
+                "name": "digits",
+                "dir": "",  # where TFDS keeps prepared datasets; empty: TFDS's own default
+                "validation_fraction": 0.1,  # held out of the training split, stratified
+                "split_seed": 0,
+                "label_noise": 0.0,  # share of training labels replaced by another class
+                "crop_padding": 0,  # random crop after zero padding by this many pixels
+                "flip": False,  # random horizontal flip
+                "batch_size": 64,
+                "eval_batch_size": 1024,
+            },
+            "student": {"name": "cnn", "options": {}},
+            "teacher": {
+                "name": "",
+                "options": {},
+                "workdir": "",  # the finished run that trained it
+                "which": "last",  # its last or its best (by validation) parameters
+            },
+            "loss": _axis(losses.SOFT_LOSSES, "kl"),
+            "ratio": _axis(ratios.RATIOS, "constant"),
+            "role": {"name": "frozen"},
+            "optimizer": _optimizer_section("sgd", learning_rate=0.05, weight_decay=5e-4),
+            "meta": {
+                "order": "student_first",
+                "every": 1,  # the fusion network is updated every this many steps
+                "batch_size": 64,  # of the validation batch
+                "estimator": "mixed",
+                "optimizer": _optimizer_section("adamw", learning_rate=1e-3, weight_decay=1e-4),
+            },
+            "train": {
+                "epochs": 240,
+                "steps_per_dispatch": 100,  # steps in one compiled program
+                "eval_every": 1,  # epochs between evaluations, which also log and may save
+                "checkpoint_every": 1,  # evaluations between checkpoints
+            },
+            "mesh": {"seed": 1},  # devices along the seed axis; the rest share the batch
+        }
+    )
+
+
+def check(config: ConfigDict) -> None:
+    """Checks a configuration by itself, before data or devices are touched.
+
+    Raises:
+        ConfigError: the first thing wrong, naming field, value and what would be right.
+
+    Examples:
+        >>> config = default()
+        >>> config.data.validation_fraction = 1.5
+        >>> check(config)
+        Traceback (most recent call last):
+        ...
+        tgeo_jax.errors.ConfigError: data.validation_fraction=1.5: must lie strictly in (0, 1)
+    """
+    _check_fields(config.to_dict(), default().to_dict(), "")
+    for field, (is_right, what) in _RULES.items():
+        value = _get(config, field)
+        if not is_right(value):
+            raise ConfigError(f"{field}={value!r}: must {what}")
+    _check_options(config)
+    _check_models(config)
+    if config.seeds % config.mesh.seed:
+        raise ConfigError(
+            f"mesh.seed={config.mesh.seed}: must divide seeds={config.seeds}, so that every "
+            "device along that axis trains the same number of seeds"
+        )
+
+
+def unknown_field(config: ConfigDict, path: str) -> str | None:
+    """What to say of a dotted field path that the configuration lacks; None where it has it.
+
+    Examples:
+        >>> unknown_field(default(), "train.epochz")
+        "train.epochz: no such field; did you mean 'train.epochs'?"
+    """
+    section: Any = config
+    parts = path.split(".")
+    for depth, part in enumerate(parts):
+        if not isinstance(section, ConfigDict):
+            return f"{path}: {'.'.join(parts[:depth])} is a value, not a section"
+        if part not in section:
+            prefix = "".join(f"{p}." for p in parts[:depth])
+            known = [f"{prefix}{name}" for name in section]
+            hint = nearest(prefix + part, known) or f" Fields here: {', '.join(known)}"
+            return f"{path}: no such field{hint}"
+        section = section[part]
+    return None
+
+
+def to_json(config: ConfigDict) -> str:
+    """The configuration as readable JSON, tuples as lists.
+
+    Examples:
+        >>> json.loads(to_json(default()))["data"]["name"]
+        'digits'
+    """
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Fields in which two configurations (as loaded from JSON) differ, as `field: old -> new`.
+
+    Examples:
+        >>> differences({"a": {"b": 1}}, {"a": {"b": 2}})
+        ['a.b: 1 -> 2']
+    """
+    found = []
+    for name in sorted(old.keys() | new.keys()):
+        a, b = old.get(name), new.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            found.append(f"{prefix}{name}: {json.dumps(a)} -> {json.dumps(b)}")
+    return found
+
+
+def options_of(section: ConfigDict) -> dict[str, Any]:
+    """Keyword arguments chosen by an axis section such as `config.loss`.
+
+    Examples:
+        >>> options_of(default().loss)
+        {'temperature': 4.0}
+    """
+    return section[section.name].to_dict()
+
+
+def _axis(table: dict[str, Callable], name: str) -> dict[str, Any]:
+    sections = {
+        key: {
+            p.name: p.default
+            for p in inspect.signature(function).parameters.values()
+            if p.kind is inspect.Parameter.KEYWORD_ONLY
+        }
+        for key, function in table.items()
+    }
+    return {"name": name, **sections}
+
+
+def _optimizer_section(name: str, *, learning_rate: float, weight_decay: float) -> dict[str, Any]:
+    return {
+        "name": name,
+        "learning_rate": learning_rate,
+        "momentum": 0.9,
+        "nesterov": False,
+        "weight_decay": weight_decay,
+        "clip_norm": 0.0,  # 0: no clipping
+        "schedule": "constant",
+        "drop_epochs": (),  # for schedule "step": the rate is multiplied at these epochs
+        "drop_factor": 0.1,
+        "warmup_epochs": 0.0,
+    }
+
+
+def _one_of(names: Any) -> tuple[Callable[[Any], bool], str]:
+    known = tuple(names)
+    return (lambda value: value in known), f"be one of {', '.join(known)}"
+
+
+_POSITIVE_INT = (
+    lambda v: isinstance(v, int) and not isinstance(v, bool) and v > 0,
+    "be a positive integer",
+)
+_NOT_NEGATIVE_INT = (lambda v: isinstance(v, int) and v >= 0, "be an integer >= 0")
+_POSITIVE = (lambda v: v > 0 and math.isfinite(v), "be a finite number > 0")
+_NOT_NEGATIVE = (lambda v: v >= 0 and math.isfinite(v), "be a finite number >= 0")
+_OPTIMIZER_RULES = {
+    "name": _one_of(optimizers.OPTIMIZERS),
+    "learning_rate": _POSITIVE,
+    "momentum": (lambda v: 0 <= v < 1, "lie in [0, 1)"),
+    "weight_decay": _NOT_NEGATIVE,
+    "clip_norm": _NOT_NEGATIVE,
+    "schedule": _one_of(optimizers.SCHEDULES),
+    "drop_epochs": (lambda v: list(v) == sorted(set(v)) and all(e > 0 for e in v), "increase"),
+    "drop_factor": _POSITIVE,
+    "warmup_epochs": _NOT_NEGATIVE,
+}
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "seed": _NOT_NEGATIVE_INT,
+    "seeds": _POSITIVE_INT,
+    "data.validation_fraction": (lambda v: 0 < v < 1, "lie strictly in (0, 1)"),
+    "data.label_noise": (lambda v: 0 <= v < 1, "lie in [0, 1)"),
+    "data.crop_padding": _NOT_NEGATIVE_INT,
+    "data.batch_size": _POSITIVE_INT,
+    "data.eval_batch_size": _POSITIVE_INT,
+    "teacher.which": _one_of(("last", "best")),
+    "loss.name": _one_of(losses.SOFT_LOSSES),
+    "ratio.name": _one_of(ratios.RATIOS),
+    "role.name": _one_of(roles.ROLES),
+    "meta.order": _one_of(distill.ORDERS),
+    "meta.every": _POSITIVE_INT,
+    "meta.batch_size": _POSITIVE_INT,
+    "meta.estimator": _one_of(bilevel.ESTIMATORS),
+    "train.epochs": _POSITIVE_INT,
+    "train.steps_per_dispatch": _POSITIVE_INT,
+    "train.eval_every": _POSITIVE_INT,
+    "train.checkpoint_every": _POSITIVE_INT,
+    "mesh.seed": _POSITIVE_INT,
+    **{f"optimizer.{name}": rule for name, rule in _OPTIMIZER_RULES.items()},
+    **{f"meta.optimizer.{name}": rule for name, rule in _OPTIMIZER_RULES.items()},
+}
+
+
+def _get(config: ConfigDict, path: str) -> Any:
+    value: Any = config
+    for part in path.split("."):
+        value = value[part]
+    return value
+
+
+def _check_fields(given: dict, known: dict, prefix: str) -> None:
+    for name, value in given.items():
+        path = f"{prefix}{name}"
+        if name not in known:
+            raise ConfigError(f"{path}={value!r}: no such field{nearest(name, known)}")
+        if name == "options":
+            continue
+        if isinstance(known[name], dict) != isinstance(value, dict):
+            expected = "a section" if isinstance(known[name], dict) else "a value"
+            raise ConfigError(f"{path}={value!r}: must be {expected}")
+        if isinstance(value, dict):
+            _check_fields(value, known[name], f"{path}.")
+        elif not _same_kind(value, known[name]):
+            raise ConfigError(f"{path}={value!r}: must be {_KINDS[type(known[name])]}")
+    for name in known:
+        if name not in given:
+            raise ConfigError(f"{prefix}{name}: missing; start from tgeo_jax.config.default()")
+
+
+_KINDS = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "text",
+    tuple: "a tuple of numbers",
+}
+
+
+def _same_kind(value: Any, example: Any) -> bool:
+    if isinstance(example, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(example, bool)
+    if isinstance(example, float):
+        return isinstance(value, int | float)
+    if isinstance(example, tuple):
+        return isinstance(value, tuple | list) and all(isinstance(v, int | float) for v in value)
+    return isinstance(value, type(example))
+
+
+def _check_options(config: ConfigDict) -> None:
+    """Lets the chosen loss and ratio say what they think of their options."""
+    temperature = options_of(config.loss).get("temperature", 1.0)
+    if not (temperature > 0 and math.isfinite(temperature)):
+        raise ConfigError(
+            f"loss.{config.loss.name}.temperature={temperature}: must be a finite number > 0"
+        )
+    try:
+        ratios.RATIOS[config.ratio.name](**options_of(config.ratio))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if config.meta.order == "prequential" and config.meta.estimator != "mixed":
+        raise ConfigError(
+            f"meta.estimator={config.meta.estimator!r}: must be 'mixed' with "
+            "meta.order='prequential', which reuses the forward pass"
+        )
+
+
+def _check_models(config: ConfigDict) -> None:
+    roles_in_use = ["student"]
+    if config.role.name != "alone":
+        roles_in_use.append("teacher")
+        if not config.teacher.workdir:
+            raise ConfigError(
+                f"teacher.workdir='': role.name={config.role.name!r} needs a trained teacher; name "
+                "the folder of the run that trained it (or set role.name='alone')"
+            )
+    for role in roles_in_use:
+        name = config[role].name
+        if name not in MODELS:
+            raise ConfigError(
+                f"{role}.name={name!r}: unknown model{nearest(name, MODELS)} "
+                f"Known: {', '.join(MODELS)}"
+            )
+        try:
+            check_options(name, config[role].options)
+        except ValueError as error:
+            raise ConfigError(f"{role}.options: {error}") from error

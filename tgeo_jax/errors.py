@@ -1,0 +1,37 @@
+"""What the package raises when its user has to change something."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+
+class TgeoError(Exception):
+    """A problem whose message says what to do about it; commands print it without a traceback."""
+
+
+class ConfigError(TgeoError, ValueError):
+    """A configuration that cannot run; the message names field, value and fix."""
+
+
+class DataError(TgeoError):
+    """Data that is missing or cannot be used."""
+
+
+class CheckpointError(TgeoError):
+    """A checkpoint that is missing or does not fit."""
+
+
+class TrainingError(TgeoError):
+    """A run that had to stop; what it had trained is saved."""
+
+
+def nearest(name: str, known: Any) -> str:
+    """`; did you mean 'x'?`, or nothing where no known name is near.
+
+    Examples:
+        >>> nearest("tmperature", ["temperature", "alpha"])
+        "; did you mean 'temperature'?"
+    """
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

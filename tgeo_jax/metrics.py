@@ -1,0 +1,135 @@
+"""Metrics as (sum, count) pairs, so that they add up exactly over steps, batches and devices."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+RATIO_BINS = 50  # over [0, 1]; quantiles of the ratio are therefore good to 0.02
+
+
+class Mean(NamedTuple):
+    """A mean that can still be added to: `total / count`; a zero count means "not measured"."""
+
+    total: Array
+    count: Array
+
+
+def mean(values_B: Array, where_B: Array | None = None) -> Mean:
+    """Sum and count of values, optionally only of those selected.
+
+    Args:
+        values_B: one number per sample.
+        where_B: boolean or 0/1 selection of the same shape; all by default.
+
+    Returns:
+        A `Mean` of float32 scalars.
+
+    Examples:
+        >>> print(*mean(jnp.array([1., 2., 6.]), jnp.array([True, True, False])))
+        3.0 2.0
+    """
+    weight_B = jnp.ones(values_B.shape) if where_B is None else where_B.astype(jnp.float32)
+    # where, not a product: a masked sample may hold inf or NaN.
+    selected_B = jnp.where(weight_B > 0, values_B.astype(jnp.float32), 0.0)
+    return Mean(jnp.sum(selected_B * weight_B), jnp.sum(weight_B))
+
+
+def ratio_metrics(
+    ratio_B: Array, teacher_right_B: Array, st_edge_B: Array
+) -> dict[str, Mean]:
+    """What is logged of a ratio: mean, spread, histogram, and its mean in four situations.
+
+    The situations are teacher right or wrong, times the student-teacher edge above the batch's
+    median ("large") or not ("small"): figure 2 of TGeo-KD's paper.
+
+    Args:
+        ratio_B: ratio of each sample, in [0, 1].
+        teacher_right_B: whether the teacher's top class is the true one.
+        st_edge_B: length of the student-teacher edge, >= 0.
+
+    Returns:
+        Named `Mean`s; `ratio_variance` is within the batch, `ratio_histogram` holds [RATIO_BINS]
+        fractions.
+
+    Examples:
+        >>> found = ratio_metrics(jnp.array([.2, .8]), jnp.array([False, True]), jnp.ones(2))
+        >>> print(found["ratio_teacher_wrong"].total)
+        0.2
+    """
+    large_B = st_edge_B > jnp.median(st_edge_B)
+    bins_B = jnp.clip((ratio_B * RATIO_BINS).astype(jnp.int32), 0, RATIO_BINS - 1)
+    counts = jax.nn.one_hot(bins_B, RATIO_BINS).sum(0)
+    right_B, wrong_B = teacher_right_B, ~teacher_right_B
+    return {
+        "ratio": mean(ratio_B),
+        "ratio_variance": mean((ratio_B - ratio_B.mean()) ** 2),
+        "ratio_histogram": Mean(counts, jnp.asarray(float(ratio_B.size))),
+        "ratio_teacher_right": mean(ratio_B, right_B),
+        "ratio_teacher_wrong": mean(ratio_B, wrong_B),
+        "ratio_right_large_edge": mean(ratio_B, right_B & large_B),
+        "ratio_right_small_edge": mean(ratio_B, right_B & ~large_B),
+        "ratio_wrong_large_edge": mean(ratio_B, wrong_B & large_B),
+        "ratio_wrong_small_edge": mean(ratio_B, wrong_B & ~large_B),
+    }
+
+
+def summarise(sums: dict[str, Mean]) -> dict[str, float]:
+    """Numbers to log from summed metrics; what was never measured is left out.
+
+    `ratio_variance` becomes `ratio_std`, `ratio_histogram` the quantiles `ratio_q05`, `ratio_q50`
+    and `ratio_q95` (interpolated within a bin).
+
+    Args:
+        sums: named `Mean`s of NumPy scalars (the histogram's total is an array).
+
+    Returns:
+        Plain floats by name.
+
+    Examples:
+        >>> summarise({"loss": Mean(np.float32(3), np.float32(2)), "x": Mean(0., 0.)})
+        {'loss': 1.5}
+    """
+    found: dict[str, float] = {}
+    for name, (total, count) in sums.items():
+        if not count > 0:
+            continue
+        if name == "ratio_histogram":
+            for percent in (5, 50, 95):
+                found[f"ratio_q{percent:02d}"] = histogram_quantile(
+                    np.asarray(total), percent / 100
+                )
+        elif name == "ratio_variance":
+            found["ratio_std"] = float(np.sqrt(total / count))
+        else:
+            found[name] = float(total / count)
+    return found
+
+
+def histogram_quantile(counts: np.ndarray, quantile: float) -> float:
+    """Quantile of values in [0, 1] known only by their histogram of equal bins.
+
+    Args:
+        counts: count of each bin.
+        quantile: in [0, 1].
+
+    Returns:
+        The value below which that share lies, linear within a bin.
+
+    Examples:
+        >>> histogram_quantile(np.array([0, 4, 4, 0]), 0.25)
+        0.375
+    """
+    cumulative = np.concatenate([[0.0], np.cumsum(counts)]) / np.sum(counts)
+    edges = np.linspace(0, 1, len(counts) + 1)
+    index = int(np.searchsorted(cumulative, quantile, side="left"))
+    if index == 0:
+        index = int(np.argmax(cumulative > 0))
+        return float(edges[index - 1])
+    low, high = cumulative[index - 1], cumulative[index]
+    share = (quantile - low) / (high - low) if high > low else 1.0
+    return float(edges[index - 1] + share * (edges[index] - edges[index - 1]))

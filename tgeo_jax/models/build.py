@@ -1,0 +1,70 @@
+"""The table of networks and the one function that makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import flax.linen as nn
+
+from tgeo_jax.errors import nearest
+from tgeo_jax.models.cnn import CNN
+from tgeo_jax.models.mlp import MLP
+
+MODELS: dict[str, type[nn.Module]] = {"mlp": MLP, "cnn": CNN}
+
+
+def build(name: str, num_classes: int, **options: Any) -> nn.Module:
+    """Makes a network by name.
+
+    `module.apply(variables, images_BxHxWxC, train=False) -> logits_BxK`.
+
+    Args:
+        name: a key of `MODELS`.
+        num_classes: K >= 2.
+        **options: the network's own fields, as its class documents them.
+
+    Returns:
+        A Linen module.
+
+    Raises:
+        ValueError: an unknown name or option, with the nearest known one, or fewer than 2 classes.
+
+    Examples:
+        >>> build("mlp", 10, hidden=(8,))
+        MLP(
+            # attributes
+            num_classes = 10
+            hidden = (8,)
+        )
+    """
+    if name not in MODELS:
+        raise ValueError(
+            f"model {name!r} is unknown{nearest(name, MODELS)} Known: {', '.join(MODELS)}"
+        )
+    if num_classes < 2:
+        raise ValueError(f"num_classes={num_classes}: a classifier needs at least 2 classes")
+    check_options(name, options)
+    return MODELS[name](num_classes=num_classes, **options)
+
+
+def check_options(name: str, options: Iterable[str]) -> None:
+    """Checks option names against the fields of a network.
+
+    Raises:
+        ValueError: the first unknown option, with the nearest known one.
+
+    Examples:
+        >>> check_options("mlp", ["hiden"])
+        Traceback (most recent call last):
+        ...
+        ValueError: model 'mlp' has no option 'hiden'; did you mean 'hidden'? Its options: hidden
+    """
+    not_options = ("parent", "name", "num_classes")
+    fields = [f for f in MODELS[name].__dataclass_fields__ if f not in not_options]
+    for option in options:
+        if option not in fields:
+            raise ValueError(
+                f"model {name!r} has no option {option!r}{nearest(option, fields)} "
+                f"Its options: {', '.join(fields)}"
+            )

@@ -1,0 +1,33 @@
+"""Multilayer perceptron over flattened inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+
+
+class MLP(nn.Module):
+    """Flatten -> (Dense, ReLU) for each width -> Dense K.
+
+    Attributes:
+        num_classes: K.
+        hidden: widths of the hidden layers.
+
+    Examples:
+        >>> images = jax.numpy.zeros((2, 8, 8, 1))
+        >>> logits, _ = MLP(num_classes=10).init_with_output(jax.random.key(0), images)
+        >>> logits.shape
+        (2, 10)
+    """
+
+    num_classes: int
+    hidden: Sequence[int] = (64,)
+
+    @nn.compact
+    def __call__(self, images_BxHxWxC: jax.Array, train: bool = False) -> jax.Array:
+        x = images_BxHxWxC.reshape((images_BxHxWxC.shape[0], -1))
+        for width in self.hidden:
+            x = nn.relu(nn.Dense(width)(x))
+        return nn.Dense(self.num_classes)(x)

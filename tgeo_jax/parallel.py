@@ -1,0 +1,94 @@
+"""One mesh with the axes `seed` and `data`, and where each array lives on it.
+
+State has a leading seed axis, sharded over `seed`; a batch is sharded over `data`; datasets and
+the frozen teacher are on every device. The mean over the batch is taken inside the differentiated
+function, so gradients, hypergradients and BatchNorm statistics are those of the whole batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from tgeo_jax.errors import ConfigError
+from tgeo_jax.state import TrainState
+
+PyTree = Any
+# The axes over which `vmap` maps a state: everything but the step, which all seeds share, so that
+# "every k-th step" stays a branch instead of becoming a select of both sides.
+SEED_AXES = TrainState(step=None, seed=0, student=0, fusion=0)
+
+
+def make_mesh(seed_devices: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices: `seed_devices` along `seed`, the rest along `data`.
+
+    Args:
+        seed_devices: size of the seed axis.
+        devices: all of JAX's by default.
+
+    Returns:
+        A mesh with axes (seed, data). Its axes are of type Auto: distillation losses gather and
+        transpose over the batch, which Explicit axes reject.
+
+    Raises:
+        ConfigError: a seed axis that does not divide the devices.
+
+    Examples:
+        >>> make_mesh(1, jax.devices()[:1]).shape
+        OrderedDict({'seed': 1, 'data': 1})
+    """
+    devices = jax.devices() if devices is None else devices
+    if len(devices) % seed_devices:
+        raise ConfigError(
+            f"mesh.seed={seed_devices}: must divide the number of devices, {len(devices)}"
+        )
+    shape = (seed_devices, len(devices) // seed_devices)
+    return jax.make_mesh(shape, ("seed", "data"), (AxisType.Auto,) * 2, devices=devices)
+
+
+def check_batch(mesh: Mesh, field: str, batch_size: int) -> None:
+    """Checks that a batch can be cut evenly over the data axis.
+
+    Raises:
+        ConfigError: naming the field, its value and the nearest sizes that fit.
+
+    Examples:
+        >>> check_batch(make_mesh(1, jax.devices()[:1]), "data.batch_size", 63)
+    """
+    size = mesh.shape["data"]
+    if batch_size % size:
+        below = batch_size // size * size
+        fitting = " or ".join(str(n) for n in (below, below + size) if n)
+        raise ConfigError(
+            f"{field}={batch_size}: not divisible by the {size} devices along the data axis; "
+            f"use {fitting}"
+        )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """On every device, whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def by_seed(mesh: Mesh) -> NamedSharding:
+    """Leading axis cut over `seed`."""
+    return NamedSharding(mesh, PartitionSpec("seed"))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """[seed, batch, ...] cut over both axes."""
+    return NamedSharding(mesh, PartitionSpec("seed", "data"))
+
+
+def state_shardings(mesh: Mesh) -> TrainState:
+    """Where each part of the state lives, as a prefix of its tree.
+
+    Examples:
+        >>> state_shardings(make_mesh(1, jax.devices()[:1])).step.spec
+        PartitionSpec()
+    """
+    seeds = by_seed(mesh)
+    return TrainState(step=replicated(mesh), seed=seeds, student=seeds, fusion=seeds)

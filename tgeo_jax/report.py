@@ -1,0 +1,244 @@
+"""The report of finished runs: one self-contained HTML file, its figures also as PNG files."""
+
+from __future__ import annotations
+
+import base64
+import io
+import pathlib
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from typing import Any
+
+import jinja2
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from tgeo_jax import writers
+from tgeo_jax.workdir import Workdir
+
+# Okabe and Ito's palette: told apart with any colour vision.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_SITUATIONS = (
+    ("right_large_edge", "teacher right, large ST edge", _COLOURS[0], "-"),
+    ("right_small_edge", "teacher right, small ST edge", _COLOURS[0], "--"),
+    ("wrong_large_edge", "teacher wrong, large ST edge", _COLOURS[1], "-"),
+    ("wrong_small_edge", "teacher wrong, small ST edge", _COLOURS[1], "--"),
+)
+_STYLE = {
+    "figure.dpi": 150,
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+}
+
+
+def write(
+    runs: Mapping[str, Workdir], directory: pathlib.Path, title: str = ""
+) -> pathlib.Path:
+    """Writes index.html and figures/*.png.
+
+    Args:
+        runs: finished runs by the name they are shown under.
+        directory: made if missing.
+        title: heading of the page; the runs' names if empty.
+
+    Returns:
+        The path of index.html.
+    """
+    figures_dir = directory / "figures"
+    figures_dir.mkdir(parents=True, exist_ok=True)
+    figures = []
+    for name, title, caption, figure in _figures(runs):
+        png = io.BytesIO()
+        figure.savefig(png, format="png", bbox_inches="tight")
+        (figures_dir / f"{name}.png").write_bytes(png.getvalue())
+        data = base64.b64encode(png.getvalue()).decode()
+        figures.append({"name": name, "title": title, "caption": caption, "data": data})
+    results = {name: _result(folder) for name, folder in runs.items()}
+    template = jinja2.Template(
+        (resources.files("tgeo_jax") / "templates" / "report.html").read_text(), autoescape=True
+    )
+    page = template.render(
+        title=title or " · ".join(runs),
+        rows=[_row(name, result) for name, result in results.items()],
+        figures=figures,
+        runs=[
+            {"name": name, "result": results[name], "config": folder.config()}
+            for name, folder in runs.items()
+        ],
+    )
+    index = directory / "index.html"
+    writers.write_atomically(index, page)
+    return index
+
+
+def text_table(results: Mapping[str, dict[str, Any]]) -> str:
+    """Test accuracy in percent, mean ± standard deviation over seeds, and seconds, as plain text.
+
+    Examples:
+        >>> accuracy = {"mean": 0.9, "std": 0.01}
+        >>> result = {"seconds": 3.2, "per_seed": [0, 1],
+        ...           "test_accuracy": {"last": accuracy, "best_by_validation": accuracy}}
+        >>> print(text_table({"kd": result}))
+        run  seeds  test accuracy, last  best by validation  seconds
+        kd       2         90.00 ± 1.00        90.00 ± 1.00        3
+    """
+    header = ("run", "seeds", "test accuracy, last", "best by validation", "seconds")
+    rows = [header, *(_row(name, result) for name, result in results.items())]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    )
+
+
+def _row(name: str, result: dict[str, Any]) -> tuple[str, str, str, str, str]:
+    accuracy = result["test_accuracy"]
+    return (
+        name,
+        str(len(result["per_seed"])),
+        _percent(accuracy["last"]),
+        _percent(accuracy["best_by_validation"]),
+        f"{result['seconds']:.0f}",
+    )
+
+
+def _percent(accuracy: dict[str, float | None]) -> str:
+    mean, std = accuracy["mean"], accuracy["std"]
+    assert mean is not None
+    return f"{100 * mean:.2f}" + ("" if std is None else f" ± {100 * std:.2f}")
+
+
+def _result(folder: Workdir) -> dict[str, Any]:
+    result = folder.result()
+    if result is None:
+        raise ValueError(f"{folder.path}: not finished; a report is made of finished runs")
+    return result
+
+
+def _figures(runs: Mapping[str, Workdir]) -> Iterator[tuple[str, str, str, Figure]]:
+    """(file name, title, caption, figure) of everything there is to show."""
+    with matplotlib.rc_context(_STYLE):
+        yield (
+            "accuracy",
+            "Test accuracy",
+            "Mean over seeds; bands are one standard deviation.",
+            _accuracy(runs),
+        )
+        for run, folder in runs.items():
+            if not _learned_ratio(folder):
+                continue
+            slug = "".join(c if c.isalnum() else "_" for c in run.lower())
+            yield (
+                f"situations_{slug}",
+                f"{run}: the ratio in four situations",
+                "Mean weight of the teacher while training. Large and small: the edge between "
+                "student and teacher above or below the batch's median.",
+                _situations(folder),
+            )
+            arrays = np.load(folder.samples)
+            yield (
+                f"histogram_{slug}",
+                f"{run}: the ratio of every training sample",
+                "After training, on clean images, all seeds together.",
+                _histogram(arrays),
+            )
+            yield (
+                f"samples_{slug}",
+                f"{run}: where the teacher is trusted least and most",
+                "First seed. Under each picture: the label, what the teacher says, and the ratio.",
+                _extremes(arrays),
+            )
+
+
+def _learned_ratio(folder: Workdir) -> bool:
+    """Whether the run had a ratio that differs between samples."""
+    return folder.samples.exists() and np.ptp(np.load(folder.samples)["ratio"]) > 1e-3
+
+
+def _accuracy(runs: Mapping[str, Workdir]) -> Figure:
+    figure = Figure(figsize=(7, 3.8))
+    axes = figure.subplots()
+    for colour, (name, folder) in zip(_COLOURS * 9, runs.items(), strict=False):
+        _band(axes, folder, "test/accuracy", name, colour, "-", percent=True)
+    axes.set(xlabel="epoch", ylabel="test accuracy (%)")
+    axes.legend()
+    return figure
+
+
+def _situations(folder: Workdir) -> Figure:
+    figure = Figure(figsize=(7, 3.8))
+    axes = figure.subplots()
+    for key, label, colour, line in _SITUATIONS:
+        _band(axes, folder, f"train/ratio_{key}", label, colour, line)
+    axes.set(xlabel="epoch", ylabel="mean ratio", ylim=(0, 1))
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def _band(
+    axes: Any,
+    folder: Workdir,
+    field: str,
+    label: str,
+    colour: str,
+    line: str,
+    percent: bool = False,
+) -> None:
+    """Mean over seeds by epoch, with one standard deviation. An epoch needs all of its seeds."""
+    by_epoch: dict[float, list[float]] = {}
+    for record in writers.read_records(folder.metrics):
+        if field in record:
+            by_epoch.setdefault(record["epoch"], []).append(record[field])
+    if not by_epoch:
+        return
+    scale = 100 if percent else 1
+    epochs = np.array(list(by_epoch))
+    mean = scale * np.array([np.mean(values) for values in by_epoch.values()])
+    std = scale * np.array([np.std(v, ddof=1) if len(v) > 1 else 0.0 for v in by_epoch.values()])
+    axes.plot(epochs, mean, line, color=colour, label=label)
+    axes.fill_between(epochs, mean - std, mean + std, color=colour, alpha=0.15, linewidth=0)
+
+
+def _histogram(arrays: Any) -> Figure:
+    figure = Figure(figsize=(7, 3.2))
+    axes = figure.subplots()
+    right = np.broadcast_to(arrays["teacher_right"], arrays["ratio"].shape)
+    axes.hist(
+        [arrays["ratio"][right], arrays["ratio"][~right]],
+        bins=np.linspace(0, 1, 41),
+        stacked=True,
+        color=[_COLOURS[0], _COLOURS[1]],
+        label=["teacher right", "teacher wrong"],
+    )
+    axes.set(xlabel="ratio (0: the label, 1: the teacher)", ylabel="samples x seeds", xlim=(0, 1))
+    axes.legend()
+    return figure
+
+
+def _extremes(arrays: Any) -> Figure:
+    per_row = 8
+    ends = (("lowest", "trusted least"), ("highest", "trusted most"))
+    rows_of_end = -(-len(arrays["lowest"]) // per_row)
+    figure = Figure(figsize=(7.6, 2.6 * rows_of_end + 0.6))
+    halves = figure.subfigures(2, 1, hspace=0.02)
+    for half, (end, title) in zip(halves, ends, strict=True):
+        half.suptitle(title, x=0.02, ha="left", weight="bold")
+        grid = half.subplots(rows_of_end, per_row, squeeze=False)
+        for axes in grid.flat:
+            axes.axis("off")
+        for axes, index, image in zip(
+            grid.flat, arrays[end], arrays[f"{end}_images"], strict=False
+        ):
+            axes.imshow(image.squeeze(), cmap="gray_r" if image.shape[-1] == 1 else None)
+            label, said = arrays["label"][index], arrays["teacher_class"][index]
+            axes.set_title(
+                f"{label}, says {said}\n{arrays['ratio'][0][index]:.2f}",
+                fontsize=8,
+                color=_COLOURS[0] if label == said else _COLOURS[1],
+            )
+    return figure

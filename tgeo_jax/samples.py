@@ -1,0 +1,72 @@
+"""What a trained ratio does to every training sample: the raw material of the report."""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tgeo_jax import distill, geometry, losses, ratios
+from tgeo_jax.state import Batch, Teacher, TrainState
+
+Array = jax.Array
+EXTREMES = 16  # pictures kept of each end of the ratio
+
+
+def ratios_of_samples(
+    method: distill.Distillation,
+    teacher: Teacher,
+    state: TrainState,
+    student_logits_SxNxK: np.ndarray,
+    teacher_logits_NxK: np.ndarray,
+    labels_N: np.ndarray,
+) -> np.ndarray:
+    """The teacher's share for every sample and seed, on clean images, [seeds, N]."""
+
+    def of_seed(meta_params, student_logits_NxK: Array) -> Array:
+        situation = ratios.Situation(
+            student_logits_BxK=student_logits_NxK,
+            teacher_logits_BxK=jnp.asarray(teacher_logits_NxK),
+            labels_B=jnp.asarray(labels_N),
+            hard_B=losses.cross_entropy(student_logits_NxK, labels_N),
+            soft_B=method.soft_loss(student_logits_NxK, teacher_logits_NxK, labels_N),
+            class_means_KxK=teacher.class_means_KxK,
+            progress=state.step / method.total_steps,
+        )
+        return ratios.teacher_share(*method.ratio.weights(meta_params, situation))
+
+    return np.asarray(jax.jit(jax.vmap(of_seed))(state.fusion.params, student_logits_SxNxK))
+
+
+def save(
+    path: pathlib.Path,
+    ratio_SxN: np.ndarray,
+    student_logits_SxNxK: np.ndarray,
+    teacher_logits_NxK: np.ndarray,
+    train: Batch,
+) -> None:
+    """Writes samples.npz: per-sample numbers of all samples, pictures of the first seed's extremes.
+
+    Arrays: `ratio` and `st_edge` [seeds, N]; `teacher_right`, `teacher_class`, `label` [N];
+    `lowest`, `highest` (indices) and `lowest_images`, `highest_images`.
+    """
+    labels_N = np.asarray(train.labels_B)
+    order = np.argsort(ratio_SxN[0], kind="stable")
+    ends = {"lowest": order[:EXTREMES], "highest": order[::-1][:EXTREMES]}
+    images = np.asarray(train.images_BxHxWxC)
+    edge = jax.vmap(geometry.student_teacher_edge, in_axes=(0, None))
+    temporary = path.with_name(f".{path.name}")
+    with temporary.open("wb") as file:
+        np.savez_compressed(
+            file,
+            ratio=ratio_SxN,
+            st_edge=np.asarray(edge(student_logits_SxNxK, teacher_logits_NxK)),
+            teacher_class=teacher_logits_NxK.argmax(-1),
+            teacher_right=teacher_logits_NxK.argmax(-1) == labels_N,
+            label=labels_N,
+            **ends,
+            **{f"{name}_images": images[indices] for name, indices in ends.items()},
+        )
+    temporary.replace(path)

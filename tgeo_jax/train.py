@@ -1,0 +1,322 @@
+"""The loop: the only place where steps, time and files meet."""
+
+from __future__ import annotations
+
+import pathlib
+import platform
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from tgeo_jax import __version__, checkpoint, distill, evaluate, parallel, samples
+from tgeo_jax import config as configs
+from tgeo_jax.assemble import Run, assemble, teacher_context
+from tgeo_jax.dispatch import Dispatcher, Outcome, Resident
+from tgeo_jax.errors import TrainingError
+from tgeo_jax.metrics import Mean, summarise
+from tgeo_jax.state import Batch, Best, TrainState
+from tgeo_jax.workdir import Workdir
+from tgeo_jax.writers import Writers, read_records
+
+PyTree = Any
+
+
+def run(config: ConfigDict, workdir: str | pathlib.Path, *, progress: bool = True) -> dict:
+    """Trains what a configuration says, or goes on where an interrupted run stopped.
+
+    Args:
+        config: from `config.default()` or a file in configs/.
+        workdir: the run's folder; created, resumed, or found finished.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The result, as in result.json.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: before anything is compiled.
+        TrainingError: a loss or an update that is not finite; the state before it is saved.
+    """
+    folder = Workdir(pathlib.Path(workdir))
+    configs.check(config)
+    folder.check_same(config)
+    finished = folder.result()
+    if finished is not None:
+        return finished
+    assembled = assemble(config)
+    folder.claim(config)
+    trainer = _Trainer(assembled, folder, progress)
+    try:
+        return trainer.train()
+    finally:
+        trainer.close()
+
+
+class _Trainer:
+    """One run in one process: state, its programs, its files."""
+
+    def __init__(self, run: Run, folder: Workdir, progress: bool):
+        self.run, self.folder = run, folder
+        config, mesh, dataset = run.config, run.mesh, run.dataset
+        self.seeds = tuple(range(config.seed, config.seed + config.seeds))
+        self.total_steps = run.method.total_steps
+        self.data = _place(dataset, parallel.replicated(mesh))
+        self.test = _batch(dataset.test, parallel.replicated(mesh))
+        clean_view, size = run.method.clean_view, config.data.eval_batch_size
+        self.student = evaluate.Evaluator(
+            evaluate.predictor(run.method.student, clean_view), size, seeds=True
+        )
+        self.teacher_evaluator = None
+        if run.teacher_module is not None:
+            predict = evaluate.predictor(run.teacher_module, clean_view)
+            self.teacher_evaluator = evaluate.Evaluator(predict, size, seeds=False)
+        self.teacher = jax.device_put(
+            teacher_context(run, self.teacher_evaluator, self.data.train), parallel.replicated(mesh)
+        )
+        self.dispatcher = Dispatcher(
+            run.method, mesh, config.data.batch_size, config.meta.batch_size
+        )
+        self.checkpoints = checkpoint.Checkpoints(folder.checkpoints)
+        self.state, self.best = self._start()
+        self.writers = Writers(
+            folder.path,
+            step=int(self.state.step),
+            total_steps=self.total_steps,
+            title=folder.path.name,
+            progress=progress,
+        )
+        self.seconds_before = max(
+            (record["time/seconds"] for record in read_records(folder.metrics)), default=0.0
+        )
+        self.started = time.perf_counter()
+
+    def train(self) -> dict:
+        """Trains to the end and writes the result."""
+        train = self.run.config.train
+        interval = train.eval_every * self.run.steps_per_epoch
+        while (step := int(self.state.step)) < self.total_steps:
+            boundary = min((step // interval + 1) * interval, self.total_steps)
+            sums, seconds = self._advance(step, boundary)
+            self.writers.write(self._evaluate(boundary, sums, (boundary - step) / seconds))
+            if boundary == self.total_steps or boundary // interval % train.checkpoint_every == 0:
+                self.checkpoints.save(boundary, self.state, self.best)
+        if self.run.teacher_variables is not None:
+            self._save_samples()
+        self.checkpoints.close()  # the result must not say more than the disk holds
+        result = self._result()
+        self.folder.write_result(result)
+        return result
+
+    def close(self) -> None:
+        """Waits for writes under way and closes files."""
+        self.checkpoints.close()
+        self.writers.close()
+
+    def _start(self) -> tuple[TrainState, Best]:
+        """The state to go on from: the newest checkpoint, or the beginning."""
+        method, images = self.run.method, self.data.train.images_BxHxWxC[:1]
+        init = jax.vmap(
+            lambda seed: distill.init_state(method, seed, images), out_axes=parallel.SEED_AXES
+        )
+        shardings = parallel.state_shardings(self.run.mesh)
+        state = jax.jit(init, out_shardings=shardings)(np.asarray(self.seeds, np.uint32))
+        best = jax.device_put(
+            Best(
+                params=state.student.params,
+                batch_stats=state.student.batch_stats,
+                fusion=state.fusion.params,
+                validation_accuracy=jnp.full(len(self.seeds), -1.0),
+                step=jnp.zeros(len(self.seeds), jnp.int32),
+            ),
+            parallel.by_seed(self.run.mesh),
+        )
+        # The state's buffers are donated to the first dispatch; best must not share them.
+        best = jax.tree.map(jnp.copy, best)
+        if self.checkpoints.latest_step() is None:
+            return state, best
+        return self.checkpoints.restore(state, best)
+
+    def _advance(self, step: int, boundary: int) -> tuple[dict[str, Mean], float]:
+        """Trains up to a step; returns sums per seed in float64, and the seconds it took."""
+        started = time.perf_counter()
+        total: dict[str, Mean] | None = None
+        pending: list[Outcome] = []
+        in_flight = _dispatches_in_flight(self.run.mesh)
+        for num_steps in _chunks(boundary - step, self.run.config.train.steps_per_dispatch):
+            self.state, outcome = self.dispatcher.run(
+                self.state, self.teacher, self.data, num_steps
+            )
+            pending.append(outcome)
+            step += num_steps
+            while len(pending) > (in_flight if step < boundary else 0):
+                sums = self._collect(pending.pop(0))
+                total = sums if total is None else jax.tree.map(np.add, total, sums)
+            self.writers.progress(step)
+        assert total is not None
+        return total, time.perf_counter() - started
+
+    def _collect(self, outcome: Outcome) -> dict[str, Mean]:
+        """Waits for a dispatch; stops the run, after saving, if something was not finite."""
+        outcome = jax.device_get(outcome)
+        bad = [
+            f"{term} (seed {self.seeds[index]})"
+            for term, flags in outcome.failed.items()
+            for index in np.flatnonzero(flags)
+        ]
+        if bad:
+            step = int(self.state.step)
+            self.checkpoints.save(step, self.state, self.best)
+            self.checkpoints.close()
+            raise TrainingError(
+                f"step {step} (epoch {step // self.run.steps_per_epoch + 1}): not finite: "
+                f"{', '.join(bad)}. The state before that step is saved in "
+                f"{self.folder.checkpoints}. Usual cures: a lower optimizer.learning_rate, "
+                "optimizer.clip_norm=1, warm-up by optimizer.warmup_epochs"
+            )
+        return jax.tree.map(lambda values: np.asarray(values, np.float64), outcome.sums)
+
+    def _evaluate(
+        self, step: int, sums: dict[str, Mean], steps_per_second: float
+    ) -> list[dict[str, Any]]:
+        """Evaluates all seeds, updates the best ones, and returns the records to log."""
+        variables = _variables(self.state)
+        validation = self.student.metrics(variables, self.data.validation)
+        test = self.student.metrics(variables, self.test)
+        accuracy = validation["accuracy"].total / validation["accuracy"].count
+        self.best = _update_best(self.best, self.state, accuracy)
+        splits = {"train": sums, "validation": validation, "test": test}
+        found = jax.device_get(splits)
+        self.writers.progress(
+            step, validation=f"{float(np.mean(found['validation']['accuracy'].total)):.0f}"
+            f"/{found['validation']['accuracy'].count[0]:.0f}"
+        )  # fmt: skip
+        shared = {
+            "time/samples_per_second": steps_per_second
+            * self.run.config.data.batch_size
+            * len(self.seeds),
+            "time/seconds": self.seconds_before + time.perf_counter() - self.started,
+        }
+        records = []
+        for index, seed in enumerate(self.seeds):
+            record: dict[str, Any] = {"step": step, "epoch": step / self.run.steps_per_epoch}
+            record["seed"] = seed
+            for split, means in found.items():
+                of_seed = jax.tree.map(lambda leaf, i=index: leaf[i], means)
+                record |= {f"{split}/{name}": v for name, v in summarise(of_seed).items()}
+            records.append(record | shared)
+        return records
+
+    def _save_samples(self) -> None:
+        train = self.data.train
+        student_logits = self.student.logits(_variables(self.state), train)
+        teacher_logits = self.teacher_evaluator.logits(self.run.teacher_variables, train)
+        ratio = samples.ratios_of_samples(
+            self.run.method,
+            self.teacher,
+            self.state,
+            student_logits,
+            teacher_logits,
+            np.asarray(train.labels_B),
+        )
+        samples.save(self.folder.samples, ratio, student_logits, teacher_logits, train)
+
+    def _result(self) -> dict[str, Any]:
+        records = read_records(self.folder.metrics)
+        per_seed = [_summary_of_seed(seed, records) for seed in self.seeds]
+        teacher = None
+        if self.teacher_evaluator is not None:
+            splits = {"train": self.data.train, "test": self.test}
+            found = {
+                name: self.teacher_evaluator.metrics(self.run.teacher_variables, split)["accuracy"]
+                for name, split in splits.items()
+            }
+            teacher = {f"{k}_accuracy": float(v.total / v.count) for k, v in found.items()}
+        devices = jax.devices()
+        return {
+            "steps": self.total_steps,
+            "epochs": self.run.config.train.epochs,
+            "test_accuracy": {
+                which: _mean_and_std([seed[which]["test/accuracy"] for seed in per_seed])
+                for which in ("last", "best_by_validation")
+            },
+            "per_seed": per_seed,
+            "teacher": teacher,
+            "seconds": records[-1]["time/seconds"],
+            "device": f"{len(devices)} x {devices[0].device_kind}",
+            "versions": {
+                "tgeo_jax": __version__,
+                "jax": jax.__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+
+def _summary_of_seed(seed: int, records: list[dict[str, Any]]) -> dict[str, Any]:
+    own = [record for record in records if record["seed"] == seed]
+    best = max(own, key=lambda record: record["validation/accuracy"])  # the first of equals
+    kept = ("step", "epoch", "validation/accuracy", "test/accuracy", "test/cross_entropy")
+    return {
+        "seed": seed,
+        "last": {name: own[-1][name] for name in kept},
+        "best_by_validation": {name: best[name] for name in kept},
+    }
+
+
+def _mean_and_std(values: list[float]) -> dict[str, float | None]:
+    """Mean and sample standard deviation over seeds; no deviation of a single one."""
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "std": std}
+
+
+@jax.jit
+def _update_best(best: Best, state: TrainState, accuracy_S: jax.Array) -> Best:
+    better = accuracy_S > best.validation_accuracy
+
+    def choose(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(better.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
+
+    candidate = Best(
+        params=state.student.params,
+        batch_stats=state.student.batch_stats,
+        fusion=state.fusion.params,
+        validation_accuracy=accuracy_S,
+        step=jnp.full_like(best.step, state.step),
+    )
+    return jax.tree.map(choose, candidate, best)
+
+
+def _variables(state: TrainState) -> PyTree:
+    return {"params": state.student.params, "batch_stats": state.student.batch_stats}
+
+
+def _place(dataset: Any, sharding: Any) -> Resident:
+    return Resident(_batch(dataset.train, sharding), _batch(dataset.validation, sharding))
+
+
+def _batch(split: Any, sharding: Any) -> Batch:
+    return jax.device_put(Batch(split.images, split.labels), sharding)
+
+
+def _chunks(steps: int, largest: int) -> list[int]:
+    """Cuts steps into dispatches of nearly equal length: two lengths, so two compilations at most.
+
+    Examples:
+        >>> _chunks(703, 300)
+        [235, 235, 233]
+    """
+    count = -(-steps // largest)
+    size = -(-steps // count)
+    return [min(size, steps - start) for start in range(0, steps, size)]
+
+
+def _dispatches_in_flight(mesh: jax.sharding.Mesh) -> int:
+    """How many dispatches may be queued behind the one that runs.
+
+    One hides the host's work. With several simulated CPU devices it must be none: queued programs
+    compete for the threads that their collectives wait in, and can deadlock.
+    """
+    device = mesh.devices.flat[0]
+    return 0 if device.platform == "cpu" and mesh.size > 1 else 1

@@ -1,0 +1,101 @@
+"""The folder of a run: what lies where, and whether a command may go on in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from tgeo_jax import config as configs
+from tgeo_jax import writers
+from tgeo_jax.errors import CheckpointError, ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """config.json, checkpoints/, metrics.jsonl, tensorboard/, samples.npz, result.json, report/."""
+
+    path: pathlib.Path
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> pathlib.Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def samples(self) -> pathlib.Path:
+        return self.path / "samples.npz"
+
+    @property
+    def report(self) -> pathlib.Path:
+        return self.path / "report"
+
+    def config(self) -> dict[str, Any]:
+        """The configuration of the run in this folder, as plain data."""
+        return json.loads((self.path / "config.json").read_text())
+
+    def result(self) -> dict[str, Any] | None:
+        """The result of a finished run, None if there is none."""
+        path = self.path / "result.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Marks the run as finished."""
+        writers.write_atomically(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+
+    def check_same(self, config: ConfigDict) -> None:
+        """Checks that a run in this folder, if there is one, has this configuration.
+
+        Raises:
+            ConfigError: it has another, with the differences.
+        """
+        if not (self.path / "config.json").exists():
+            return
+        changed = configs.differences(self.config(), json.loads(configs.to_json(config)))
+        if changed:
+            raise ConfigError(
+                f"{self.path} holds a run with another configuration:\n  "
+                + "\n  ".join(changed)
+                + "\nUse another --workdir, or the configuration it was started with."
+            )
+
+    def claim(self, config: ConfigDict) -> None:
+        """Makes the folder that of this configuration.
+
+        Raises:
+            ConfigError: it holds a run with another one.
+        """
+        self.check_same(config)
+        if not (self.path / "config.json").exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            writers.write_atomically(self.path / "config.json", configs.to_json(config))
+
+
+def trained(path: str, role: str) -> Workdir:
+    """The folder of a finished run whose student will be used, as a teacher for instance.
+
+    Args:
+        path: its workdir.
+        role: the configuration field that names it, for messages.
+
+    Raises:
+        CheckpointError: no run there, or one that has not finished, with the way to get one.
+    """
+    folder = Workdir(pathlib.Path(path))
+    if not (folder.path / "config.json").exists():
+        raise CheckpointError(
+            f"{role}={path!r}: no run there; train one with\n"
+            f"  python -m experiments.main --config=configs/digits/teacher.py --workdir={path}\n"
+            "or name the workdir of a run that exists"
+        )
+    if folder.result() is None:
+        raise CheckpointError(
+            f"{role}={path!r}: that run has not finished; run its command again, it resumes"
+        )
+    return folder

@@ -1,0 +1,112 @@
+"""Where logged numbers go: JSON lines, TensorBoard, a progress bar. Process 0 writes, others not."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import jax
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+class Writers:
+    """The writers of one run.
+
+    A record is one seed at one step: `{"step": ..., "seed": ..., "train/hard_loss": ..., ...}`.
+
+    Args:
+        workdir: metrics.jsonl and tensorboard/ are made there.
+        step: records after this step are from an interrupted attempt and are removed; what is
+            repeated from here on is written again.
+        total_steps: length of the progress bar.
+        title: its label.
+        progress: whether to show it.
+    """
+
+    def __init__(
+        self, workdir: pathlib.Path, *, step: int, total_steps: int, title: str, progress: bool
+    ):
+        self._active = jax.process_index() == 0
+        if not self._active:
+            return
+        path = workdir / "metrics.jsonl"
+        write_atomically(path, "".join(_line(r) for r in read_records(path) if r["step"] <= step))
+        self._lines = path.open("a")
+        self._tensorboard: dict[int, SummaryWriter] = {}
+        self._directory = workdir / "tensorboard"
+        self._first_step = step
+        self._bar = tqdm(
+            total=total_steps, initial=step, desc=title, unit="step", disable=not progress,
+            mininterval=0.5, dynamic_ncols=True,
+        )  # fmt: skip
+
+    def write(self, records: list[dict[str, Any]]) -> None:
+        """Appends records and waits until they are on disk."""
+        if not self._active:
+            return
+        self._lines.writelines(_line(record) for record in records)
+        self._lines.flush()
+        os.fsync(self._lines.fileno())
+        for record in records:
+            writer = self._of_seed(record["seed"])
+            for name, value in record.items():
+                if name not in ("step", "seed"):
+                    writer.add_scalar(name, value, record["step"])
+
+    def progress(self, step: int, **shown: str) -> None:
+        """Moves the progress bar to a step."""
+        if self._active:
+            self._bar.set_postfix(shown, refresh=False)
+            self._bar.update(step - self._bar.n)
+
+    def close(self) -> None:
+        """Closes files and bar."""
+        if self._active:
+            self._lines.close()
+            for writer in self._tensorboard.values():
+                writer.close()
+            self._bar.close()
+
+    def _of_seed(self, seed: int) -> SummaryWriter:
+        if seed not in self._tensorboard:
+            self._tensorboard[seed] = SummaryWriter(
+                str(self._directory / f"seed_{seed}"), purge_step=self._first_step + 1
+            )
+        return self._tensorboard[seed]
+
+
+def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Records of a metrics.jsonl; none if it is missing, a torn last line is left out.
+
+    Examples:
+        >>> read_records(pathlib.Path("/nonexistent"))
+        []
+    """
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes a whole file or nothing: a reader never sees half of it, a crash loses no old one."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record) + "\n"
