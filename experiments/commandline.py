@@ -44,7 +44,7 @@ def _unknown_field(argv: Sequence[str]) -> str | None:
         name, _, _ = argument.lstrip("-").partition("=")
         if name.startswith("config."):
             said = configs.unknown_field(configs.default(), name.removeprefix("config."))
-            if said is not None and ".options." not in name:
+            if said is not None:
                 return f"--{name}: {said}"
     return None
 

@@ -17,14 +17,16 @@ from tgeo_jax import report, train
 from tgeo_jax.workdir import Workdir
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made, resumed, or done.")
-flags.mark_flags_as_required(["config", "workdir"])
+_WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; made, resumed, or done.")
+flags.mark_flag_as_required("config")
+flags.register_validator("workdir", bool, "needed: where the run's files go")
 
 
 def main(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}; fields are set by --config.x=value")
-    config = commandline.checked(_CONFIG.value, config_flags.get_config_filename(flags.FLAGS["config"]))
+    path = config_flags.get_config_filename(flags.FLAGS["config"])
+    config = commandline.checked(_CONFIG.value, path)
     folder = Workdir(pathlib.Path(_WORKDIR.value))
     finished_before = folder.result() is not None
     result = train.run(config, folder.path)

@@ -9,9 +9,8 @@ from absl import flags
 from experiments import commandline
 from tgeo_jax.data import sources
 
-_DATASET = flags.DEFINE_string("dataset", None, f"One of: {', '.join(sources.BUILDERS)}.")
+_DATASET = flags.DEFINE_string("dataset", "", f"One of: {', '.join(sources.BUILDERS)}.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS folder; TFDS's own default if empty.")
-flags.mark_flag_as_required("dataset")
 
 
 def main(argv: Sequence[str]) -> None:

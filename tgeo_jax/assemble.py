@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -45,7 +47,7 @@ class Run:
     config: ConfigDict
     dataset: sources.Dataset
     method: distill.Distillation
-    teacher_module: models.build.nn.Module | None
+    teacher_module: nn.Module | None
     teacher_variables: dict | None
     mesh: Mesh
     steps_per_epoch: int
@@ -75,18 +77,16 @@ def assemble(config: ConfigDict) -> Run:
     clean_view = resident.normalise(dataset.mean, dataset.std)
     method = _method(config, dataset, clean_view, steps_per_epoch)
     teacher_module, teacher_variables = _teacher(config, dataset)
-    return Run(
-        config, dataset, method, teacher_module, teacher_variables, mesh, steps_per_epoch
-    )
+    return Run(config, dataset, method, teacher_module, teacher_variables, mesh, steps_per_epoch)
 
 
-def teacher_context(run: Run, teacher: evaluate.Evaluator, train: Batch) -> Teacher:
+def teacher_context(run: Run, teacher: evaluate.Evaluator | None, train: Batch) -> Teacher:
     """The teacher with its mean prediction for each class, from one clean pass over the data."""
-    if run.teacher_variables is None:
+    if teacher is None:
         return Teacher(None, None)
     logits_NxK = teacher.logits(run.teacher_variables, train)
     means_KxK = geometry.class_mean_predictions(
-        jax.nn.softmax(logits_NxK), np.asarray(train.labels_B), run.dataset.num_classes
+        jax.nn.softmax(logits_NxK), jnp.asarray(train.labels_B), run.dataset.num_classes
     )
     return Teacher(run.teacher_variables, means_KxK)
 
@@ -98,7 +98,7 @@ def _method(
     epochs = config.train.epochs
     return distill.Distillation(
         student=models.build(
-            config.student.name, dataset.num_classes, **_options(config.student.options)
+            config.student.name, dataset.num_classes, **configs.options_of(config.student)
         ),
         num_classes=dataset.num_classes,
         role=roles.ROLES[config.role.name](teacher_module),
@@ -120,7 +120,7 @@ def _method(
 def _teacher_module(config: ConfigDict, dataset: sources.Dataset):
     if config.role.name == "alone":
         return None
-    options = _options(config.teacher.options)
+    options = configs.options_of(config.teacher)
     return models.build(config.teacher.name, dataset.num_classes, **options)
 
 
@@ -164,10 +164,3 @@ def _check_data(config: ConfigDict, dataset: sources.Dataset) -> None:
                 f"data.name={config.data.name!r}: example {first} of the {split_name} split holds "
                 "NaN or infinite values; repair or drop it"
             )
-
-
-def _options(options: ConfigDict) -> dict:
-    return {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in options.to_dict().items()
-    }

@@ -118,9 +118,7 @@ def one_step(
         meta_grads = pushforward(direction)[1]
     else:
         meta_grads = _central_difference(inner, params, meta_params, direction)
-    return OneStep(
-        meta_grads, new_params, new_opt_state, value, outer_value, inner_aux, outer_aux
-    )
+    return OneStep(meta_grads, new_params, new_opt_state, value, outer_value, inner_aux, outer_aux)
 
 
 def unrolled(
@@ -295,9 +293,7 @@ def prequential(
     else:
         zeros = jax.tree.map(jnp.zeros_like, meta_params)
         meta_grads = jax.lax.cond(when, meta_gradient, lambda: zeros)
-    step = OneStep(
-        meta_grads, new_params, new_opt_state, value, outer_value, inner_aux, outer_aux
-    )
+    step = OneStep(meta_grads, new_params, new_opt_state, value, outer_value, inner_aux, outer_aux)
     return step, following
 
 
@@ -324,7 +320,7 @@ def _mixed_products(loss, params, meta_params, direction) -> tuple[PyTree, PyTre
 
 
 def _central_difference(loss, params, meta_params, direction) -> PyTree:
-    norm = optax.global_norm(direction)
+    norm = optax.tree.norm(direction)
     eps = _FINITE_DIFFERENCE_NORM / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny)
 
     def meta_grads_at(sign: int) -> PyTree:
@@ -349,7 +345,8 @@ def _float_leaves(tree: PyTree) -> list:
 def _with_float_leaves(tree: PyTree, floats: list) -> PyTree:
     leaves, treedef = jax.tree.flatten(tree)
     replacements = iter(floats)
-    return treedef.unflatten([next(replacements) if _is_float(x) else x for x in leaves])
+    merged = [next(replacements) if _is_float(leaf) else leaf for leaf in leaves]
+    return jax.tree.unflatten(treedef, merged)
 
 
 def _add(a: PyTree, b: PyTree) -> PyTree:

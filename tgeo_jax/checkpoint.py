@@ -82,19 +82,32 @@ def load_network(directory: pathlib.Path, which: str, seed_index: int = 0) -> Py
         `{"params": ..., "batch_stats": ...}`.
 
     Raises:
-        CheckpointError: no complete checkpoint there.
+        CheckpointError: no complete checkpoint there, or not of that seed.
+        ValueError: `which` is neither.
     """
+    if which not in ("last", "best"):
+        raise ValueError(f"which={which!r}: must be 'last' or 'best'")
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such folder, so no checkpoint to load")
     checkpointer = ocp.training.Checkpointer(directory.absolute())
     latest = checkpointer.latest
     if latest is None:
+        checkpointer.close()
         raise CheckpointError(f"{directory}: holds no complete checkpoint")
-    found = checkpointer.load_checkpointables(latest.step)
+    # NumPy arrays as targets: the devices that the run was trained on may not be here.
+    saved = checkpointer.checkpointables_metadata(latest.step).metadata
+    empty = {
+        name: jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved[name])
+        for name in ("state", "best")
+    }
+    found = checkpointer.load_checkpointables(latest.step, empty)
     checkpointer.close()
     network = found["best"] if which == "best" else found["state"]["student"]
+    num_seeds = len(jax.tree.leaves(network["params"])[0])
+    if not 0 <= seed_index < num_seeds:
+        raise CheckpointError(f"{directory}: holds {num_seeds} seeds, none of index {seed_index}")
     return {
-        name: jax.tree.map(lambda leaf: np.asarray(leaf)[seed_index], network.get(name) or {})
+        name: jax.tree.map(lambda leaf: leaf[seed_index], network.get(name) or {})
         for name in ("params", "batch_stats")
     }
 

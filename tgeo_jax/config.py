@@ -1,22 +1,27 @@
 """The configuration: its fields, their defaults, and what is wrong with a given one.
 
-Every axis (loss, ratio) has a `name` and one section for each of its values, filled from that
-function's keyword-only arguments; so a new value brings its own section.
+Everything chosen by name (loss, ratio, student, teacher) has a `name` and one section for each
+value it can take, filled from that function's keyword-only arguments or that network's fields; so
+a new value brings its own section, and switching by name on the command line needs nothing else.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from tgeo_jax import bilevel, distill, losses, optimizers, ratios, roles
 from tgeo_jax.errors import ConfigError, nearest
-from tgeo_jax.models.build import MODELS, check_options
+from tgeo_jax.models.build import MODELS
+
+# Whether a value is right, and what would be: a phrase after "must", or the known names.
+Rule = tuple[Callable[[Any], bool], str | tuple[str, ...]]
 
 
 def default() -> ConfigDict:
@@ -41,10 +46,9 @@ def default() -> ConfigDict:
                 "batch_size": 64,
                 "eval_batch_size": 1024,
             },
-            "student": {"name": "cnn", "options": {}},
+            "student": _models("cnn"),
             "teacher": {
-                "name": "",
-                "options": {},
+                **_models("mlp"),
                 "workdir": "",  # the finished run that trained it
                 "which": "last",  # its last or its best (by validation) parameters
             },
@@ -88,7 +92,8 @@ def check(config: ConfigDict) -> None:
     for field, (is_right, what) in _RULES.items():
         value = _get(config, field)
         if not is_right(value):
-            raise ConfigError(f"{field}={value!r}: must {what}")
+            problem = f"must {what}" if isinstance(what, str) else f"unknown{nearest(value, what)}"
+            raise ConfigError(f"{field}={value!r}: {problem}")
     _check_options(config)
     _check_models(config)
     if config.seeds % config.mesh.seed:
@@ -113,8 +118,7 @@ def unknown_field(config: ConfigDict, path: str) -> str | None:
         if part not in section:
             prefix = "".join(f"{p}." for p in parts[:depth])
             known = [f"{prefix}{name}" for name in section]
-            hint = nearest(prefix + part, known) or f" Fields here: {', '.join(known)}"
-            return f"{path}: no such field{hint}"
+            return f"{path}: no such field{nearest(prefix + part, known)}"
         section = section[part]
     return None
 
@@ -168,12 +172,24 @@ def _axis(table: dict[str, Callable], name: str) -> dict[str, Any]:
     return {"name": name, **sections}
 
 
+def _models(name: str) -> dict[str, Any]:
+    sections = {
+        key: {
+            field.name: field.default
+            for field in dataclasses.fields(network)
+            if field.name not in ("parent", "name", "num_classes")
+        }
+        for key, network in MODELS.items()
+    }
+    return {"name": name, **sections}
+
+
 def _optimizer_section(name: str, *, learning_rate: float, weight_decay: float) -> dict[str, Any]:
     return {
         "name": name,
         "learning_rate": learning_rate,
-        "momentum": 0.9,
-        "nesterov": False,
+        "momentum": 0.9,  # sgd only
+        "nesterov": False,  # sgd only
         "weight_decay": weight_decay,
         "clip_norm": 0.0,  # 0: no clipping
         "schedule": "constant",
@@ -183,9 +199,9 @@ def _optimizer_section(name: str, *, learning_rate: float, weight_decay: float) 
     }
 
 
-def _one_of(names: Any) -> tuple[Callable[[Any], bool], str]:
+def _one_of(names: Iterable[str]) -> Rule:
     known = tuple(names)
-    return (lambda value: value in known), f"be one of {', '.join(known)}"
+    return (lambda value: value in known), known
 
 
 _POSITIVE_INT = (
@@ -193,27 +209,37 @@ _POSITIVE_INT = (
     "be a positive integer",
 )
 _NOT_NEGATIVE_INT = (lambda v: isinstance(v, int) and v >= 0, "be an integer >= 0")
+_SEED = (
+    lambda v: isinstance(v, int) and 0 <= v < 2**32 - 1000,
+    "be an integer in [0, 2**32 - 1000)",
+)
 _POSITIVE = (lambda v: v > 0 and math.isfinite(v), "be a finite number > 0")
 _NOT_NEGATIVE = (lambda v: v >= 0 and math.isfinite(v), "be a finite number >= 0")
-_OPTIMIZER_RULES = {
+_OPTIMIZER_RULES: dict[str, Rule] = {
     "name": _one_of(optimizers.OPTIMIZERS),
     "learning_rate": _POSITIVE,
     "momentum": (lambda v: 0 <= v < 1, "lie in [0, 1)"),
     "weight_decay": _NOT_NEGATIVE,
     "clip_norm": _NOT_NEGATIVE,
     "schedule": _one_of(optimizers.SCHEDULES),
-    "drop_epochs": (lambda v: list(v) == sorted(set(v)) and all(e > 0 for e in v), "increase"),
+    "drop_epochs": (
+        lambda v: list(v) == sorted(set(v)) and all(e > 0 for e in v),
+        "be > 0 and increase",
+    ),
     "drop_factor": _POSITIVE,
     "warmup_epochs": _NOT_NEGATIVE,
 }
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "seed": _NOT_NEGATIVE_INT,
+_RULES: dict[str, Rule] = {
+    "seed": _SEED,
     "seeds": _POSITIVE_INT,
     "data.validation_fraction": (lambda v: 0 < v < 1, "lie strictly in (0, 1)"),
+    "data.split_seed": _SEED,
     "data.label_noise": (lambda v: 0 <= v < 1, "lie in [0, 1)"),
     "data.crop_padding": _NOT_NEGATIVE_INT,
     "data.batch_size": _POSITIVE_INT,
     "data.eval_batch_size": _POSITIVE_INT,
+    "student.name": _one_of(MODELS),
+    "teacher.name": _one_of(MODELS),
     "teacher.which": _one_of(("last", "best")),
     "loss.name": _one_of(losses.SOFT_LOSSES),
     "ratio.name": _one_of(ratios.RATIOS),
@@ -244,8 +270,6 @@ def _check_fields(given: dict, known: dict, prefix: str) -> None:
         path = f"{prefix}{name}"
         if name not in known:
             raise ConfigError(f"{path}={value!r}: no such field{nearest(name, known)}")
-        if name == "options":
-            continue
         if isinstance(known[name], dict) != isinstance(value, dict):
             expected = "a section" if isinstance(known[name], dict) else "a value"
             raise ConfigError(f"{path}={value!r}: must be {expected}")
@@ -296,22 +320,15 @@ def _check_options(config: ConfigDict) -> None:
 
 
 def _check_models(config: ConfigDict) -> None:
-    roles_in_use = ["student"]
-    if config.role.name != "alone":
-        roles_in_use.append("teacher")
-        if not config.teacher.workdir:
-            raise ConfigError(
-                f"teacher.workdir='': role.name={config.role.name!r} needs a trained teacher; name "
-                "the folder of the run that trained it (or set role.name='alone')"
-            )
-    for role in roles_in_use:
-        name = config[role].name
-        if name not in MODELS:
-            raise ConfigError(
-                f"{role}.name={name!r}: unknown model{nearest(name, MODELS)} "
-                f"Known: {', '.join(MODELS)}"
-            )
-        try:
-            check_options(name, config[role].options)
-        except ValueError as error:
-            raise ConfigError(f"{role}.options: {error}") from error
+    if config.role.name != "alone" and not config.teacher.workdir:
+        raise ConfigError(
+            f"teacher.workdir='': role.name={config.role.name!r} needs a trained teacher; name the "
+            "folder of the run that trained it (or set role.name='alone')"
+        )
+    for role in ("student", "teacher"):
+        for field, value in options_of(config[role]).items():
+            if isinstance(value, tuple | list) and not all(
+                isinstance(width, int) and width > 0 for width in value
+            ):
+                path = f"{role}.{config[role].name}.{field}"
+                raise ConfigError(f"{path}={tuple(value)}: must hold positive integers")

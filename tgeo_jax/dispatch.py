@@ -8,7 +8,6 @@ dispatch: the state that comes back is the last good one, its `step` names the s
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,6 +23,10 @@ from tgeo_jax.state import Batch, Teacher, TrainState
 
 Array = jax.Array
 PyTree = Any
+# (state, extra carry, indices) -> (state, extra carry, metrics), for all seeds
+Step = Callable[[TrainState, PyTree, PyTree], tuple[TrainState, PyTree, dict[str, Mean]]]
+_INNER_TERMS = ("hard_loss", "soft_loss", "teacher_loss")
+Report = tuple[dict[str, Mean], dict[str, Array]]  # metrics of one step, what was not finite
 
 
 class Resident(NamedTuple):
@@ -37,140 +40,147 @@ class Outcome(NamedTuple):
     """What a dispatch found, per seed."""
 
     sums: dict[str, Mean]  # summed over the steps that were kept; leaves [seeds, ...]
-    failed: dict[str, Array]  # term -> bool [seeds]: not finite at the first bad step
+    failed: dict[str, Array]  # term -> bool [seeds]: what went wrong first at the first bad step
 
 
-@dataclasses.dataclass(frozen=True)
 class Dispatcher:
-    """Compiles and runs dispatches of a method; `run` donates the state it is given."""
+    """Compiles and runs dispatches of a method.
 
-    method: distill.Distillation
-    mesh: Mesh
-    batch_size: int
-    meta_batch_size: int
+    Args:
+        method: what is trained.
+        mesh: over which devices.
+        batch_size: of the training batches.
+        meta_batch_size: of the validation batches.
+    """
 
-    def __post_init__(self) -> None:
-        replicated, seeds = parallel.replicated(self.mesh), parallel.by_seed(self.mesh)
-        state = parallel.state_shardings(self.mesh)
-        run = jax.jit(
+    def __init__(
+        self, method: distill.Distillation, mesh: Mesh, batch_size: int, meta_batch_size: int
+    ):
+        self._method, self._mesh = method, mesh
+        self._batch_size, self._meta_batch_size = batch_size, meta_batch_size
+        state, replicated = parallel.state_shardings(mesh), parallel.replicated(mesh)
+        self._compiled = jax.jit(
             self._run,
             static_argnums=3,
             donate_argnums=0,
             in_shardings=(state, replicated, replicated),
-            out_shardings=(state, seeds),
+            out_shardings=(state, parallel.by_seed(mesh)),
         )
-        object.__setattr__(self, "run", run)
 
-    run: Callable[[TrainState, Teacher, Resident, int], tuple[TrainState, Outcome]] = (
-        dataclasses.field(init=False, repr=False, compare=False)
-    )
+    def run(
+        self, state: TrainState, teacher: Teacher, data: Resident, num_steps: int
+    ) -> tuple[TrainState, Outcome]:
+        """Takes some steps from a state, which is donated: its buffers hold the result."""
+        return self._compiled(state, teacher, data, num_steps)
 
     def _run(
         self, state: TrainState, teacher: Teacher, data: Resident, num_steps: int
     ) -> tuple[TrainState, Outcome]:
-        body, extra = self._body(state, teacher, data)
-        if self.method.order == "prequential" and distill.learns_ratio(state):
-            # One batch more than steps: each step's outer batch is its successor's.
-            order = self._order(state, data.train, num_steps + 1, self.batch_size, True)
-            xs = (order[:-1], order[1:])
-            extra = extra(order[0])
-        else:
-            xs = (
-                self._order(state, data.train, num_steps, self.batch_size, True),
-                self._order(state, data.validation, num_steps, self.meta_batch_size, False),
-            )
         healthy = jnp.ones((), bool)
+        if self._method.order == "prequential" and distill.learns_ratio(state):
+            step, extra, xs = self._pipelined(state, teacher, data, num_steps)
+        else:
+            step, extra, xs = self._independent(state, teacher, data, num_steps)
+
+        def body(carry: tuple, indices: PyTree) -> tuple[tuple, Report]:
+            state, extra, healthy = carry
+            stepped, extra, found = step(state, extra, indices)
+            state, healthy, report = _keep_if_finite(state, stepped, found, healthy)
+            return (state, extra, healthy), report
+
         (state, _, _), (found, failed) = jax.lax.scan(body, (state, extra, healthy), xs)
         sums = jax.tree.map(lambda values: values.sum(0), found)
         return state, Outcome(sums, jax.tree.map(lambda values: values.any(0), failed))
 
+    def _independent(
+        self, state: TrainState, teacher: Teacher, data: Resident, num_steps: int
+    ) -> tuple[Step, PyTree, PyTree]:
+        """Steps that share nothing but the state: (step, its extra carry, indices to scan over)."""
+        of_seed = jax.vmap(
+            distill.train_step(self._method, teacher),
+            in_axes=(parallel.SEED_AXES, 0, 0),
+            out_axes=(parallel.SEED_AXES, 0),
+            spmd_axis_name="seed",
+        )
+
+        def step(state: TrainState, extra: PyTree, indices: PyTree) -> tuple:
+            batch = self._gather(data.train, indices[0])
+            stepped, found = of_seed(state, batch, self._gather(data.validation, indices[1]))
+            return stepped, extra, found
+
+        train = self._order(state, data.train, num_steps, self._batch_size, Purpose.TRAIN_ORDER)
+        validation = self._order(
+            state, data.validation, num_steps, self._meta_batch_size, Purpose.VALIDATION_ORDER
+        )
+        return step, (), (train, validation)
+
+    def _pipelined(
+        self, state: TrainState, teacher: Teacher, data: Resident, num_steps: int
+    ) -> tuple[Step, PyTree, PyTree]:
+        """Prequential steps: each hands its successor the forward pass on the successor's batch.
+
+        A forward pass carries the trace that made it, and a scan compares those by identity: only
+        its arrays ride in the carry, under the structure of the first one.
+        """
+        start = jax.vmap(
+            lambda s, batch: distill.prequential_start(self._method, teacher, s, batch),
+            in_axes=(parallel.SEED_AXES, 0),
+            spmd_axis_name="seed",
+        )
+        of_seed = jax.vmap(
+            lambda s, f, batch: distill.prequential_step(self._method, teacher, s, f, batch),
+            in_axes=(parallel.SEED_AXES, 0, 0),
+            out_axes=(parallel.SEED_AXES, 0, 0),
+            spmd_axis_name="seed",
+        )
+        # One batch more than steps: each step's outer batch is its successor's.
+        order = self._order(state, data.train, num_steps + 1, self._batch_size, Purpose.TRAIN_ORDER)
+        first, structure = jax.tree.flatten(start(state, self._gather(data.train, order[0])))
+
+        def step(state: TrainState, leaves: PyTree, indices: PyTree) -> tuple:
+            next_batch = self._gather(data.train, indices)
+            current = jax.tree.unflatten(structure, leaves)
+            stepped, following, found = of_seed(state, current, next_batch)
+            return stepped, jax.tree.leaves(following), found
+
+        return step, first, order[1:]
+
     def _order(
-        self, state: TrainState, split: Batch, num_steps: int, batch_size: int, training: bool
+        self, state: TrainState, split: Batch, num_steps: int, batch_size: int, purpose: Purpose
     ) -> Array:
         """Example indices [steps, seeds, batch]."""
-        purpose = Purpose.TRAIN_ORDER if training else Purpose.VALIDATION_ORDER
-        size = split.labels_B.shape[0]
         of_seed = jax.vmap(
             lambda seed: resident.batch_indices(
-                seed, state.step, num_steps, batch_size, size, purpose
+                seed, state.step, num_steps, batch_size, split.labels_B.shape[0], purpose
             )
         )
         return jnp.swapaxes(of_seed(state.seed), 0, 1)
 
     def _gather(self, split: Batch, indices_SxB: Array) -> Batch:
-        sharding = parallel.batch_sharding(self.mesh)
+        sharding = parallel.batch_sharding(self._mesh)
         indices_SxB = jax.lax.with_sharding_constraint(indices_SxB, sharding)
         batch = jax.tree.map(lambda values: values[indices_SxB], split)
         return jax.lax.with_sharding_constraint(batch, sharding)
 
-    def _body(self, state: TrainState, teacher: Teacher, data: Resident) -> tuple[Callable, Any]:
-        """The scan's body, and its extra carry (for prequential: a function that makes it)."""
-        over_seeds = {"spmd_axis_name": "seed"}
-        axes = parallel.SEED_AXES
-        if self.method.order == "prequential" and distill.learns_ratio(state):
-            start = jax.vmap(
-                lambda s, b: distill.prequential_start(self.method, teacher, s, b),
-                in_axes=(axes, 0),
-                **over_seeds,
-            )
-            step = jax.vmap(
-                lambda s, f, b: distill.prequential_step(self.method, teacher, s, f, b),
-                in_axes=(axes, 0, 0),
-                out_axes=(axes, 0, 0),
-                **over_seeds,
-            )
-            # A forward pass carries the trace that made it, and a scan compares those by identity:
-            # only its arrays ride in the carry, under the structure of the first one.
-            structure: list[Any] = []
-
-            def first(indices_SxB: Array) -> list[Array]:
-                leaves, tree = jax.tree.flatten(start(state, self._gather(data.train, indices_SxB)))
-                structure.append(tree)
-                return leaves
-
-            def pipelined(carry: tuple, indices: tuple[Array, Array]) -> tuple:
-                state, leaves, healthy = carry
-                current = structure[0].unflatten(leaves)
-                next_batch = self._gather(data.train, indices[1])
-                stepped, following, found = step(state, current, next_batch)
-                kept, healthy, report = _keep_if_finite(state, stepped, found, healthy)
-                return (kept, jax.tree.leaves(following), healthy), report
-
-            return pipelined, first
-
-        step_of_seed = distill.train_step(self.method, teacher)
-        step = jax.vmap(
-            step_of_seed, in_axes=(axes, 0, 0), out_axes=(axes, 0), **over_seeds
-        )
-
-        def body(carry: tuple, indices: tuple[Array, Array]) -> tuple:
-            state, extra, healthy = carry
-            batch = self._gather(data.train, indices[0])
-            val_batch = self._gather(data.validation, indices[1])
-            stepped, found = step(state, batch, val_batch)
-            kept, healthy, report = _keep_if_finite(state, stepped, found, healthy)
-            return (kept, extra, healthy), report
-
-        return body, ()
-
 
 def _keep_if_finite(
     old: TrainState, new: TrainState, found: dict[str, Mean], healthy: Array
-) -> tuple[TrainState, Array, tuple[dict[str, Mean], dict[str, Array]]]:
-    bad = {
-        name: ~jnp.isfinite(found[name].total)
-        for name in ("hard_loss", "soft_loss", "teacher_loss", "outer_loss")
-        if name in found
-    }
+) -> tuple[TrainState, Array, Report]:
+    # In the order of cause and effect; only the first is blamed, the rest follow from it.
+    bad = {name: ~jnp.isfinite(found[name].total) for name in _INNER_TERMS if name in found}
     bad["student update"] = ~_all_finite(new.student)
     if distill.learns_ratio(new):
+        bad["outer_loss"] = ~jnp.isfinite(found["outer_loss"].total)
         bad["fusion update"] = ~_all_finite(new.fusion)
-    any_bad = jnp.any(jnp.stack([flags.any() for flags in bad.values()]))
-    keep = healthy & ~any_bad
+    blamed: dict[str, Array] = {}
+    so_far = jnp.zeros_like(bad["hard_loss"])
+    for name, flags in bad.items():
+        blamed[name] = flags & ~so_far & healthy
+        so_far |= flags
+    keep = healthy & ~so_far.any()
     state = jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)
     kept = jax.tree.map(lambda value: jnp.where(keep, value, jnp.zeros_like(value)), found)
-    first = {name: flags & healthy for name, flags in bad.items()}
-    return state, keep, (kept, first)
+    return state, keep, (kept, blamed)
 
 
 def _all_finite(tree: PyTree) -> Array:

@@ -230,9 +230,7 @@ class _Seen(NamedTuple):
 
 
 def _look(method: Distillation, teacher: Teacher, seed: Array, step: Array, batch: Batch) -> _View:
-    inputs = method.training_view(
-        randomness.key(seed, step, Purpose.AUGMENT), batch.images_BxHxWxC
-    )
+    inputs = method.training_view(randomness.key(seed, step, Purpose.AUGMENT), batch.images_BxHxWxC)
     if method.role.teach is None:
         return _View(inputs, batch.labels_B, None)
     return _View(inputs, batch.labels_B, method.role.teach(teacher.variables, inputs))

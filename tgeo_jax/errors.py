@@ -27,11 +27,13 @@ class TrainingError(TgeoError):
 
 
 def nearest(name: str, known: Any) -> str:
-    """`; did you mean 'x'?`, or nothing where no known name is near.
+    """End of a message about an unknown name: `; did you mean 'x'?`, or all known ones.
 
     Examples:
         >>> nearest("tmperature", ["temperature", "alpha"])
         "; did you mean 'temperature'?"
+        >>> nearest("zzz", ["temperature", "alpha"])
+        '; known: temperature, alpha'
     """
     near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -29,7 +29,12 @@ def predictor(module: nn.Module, clean_view: Callable[[Array], Array]) -> Predic
         >>> predictor(module, lambda x: x)(variables, images).shape
         (2, 3)
     """
-    return lambda variables, images: module.apply(variables, clean_view(images), train=False)
+
+    def predict(variables: Variables, images: Array) -> Array:
+        logits_BxK: Any = module.apply(variables, clean_view(images), train=False)
+        return logits_BxK
+
+    return predict
 
 
 class Evaluator:
@@ -66,10 +71,11 @@ class Evaluator:
             parts.append(logits[..., np.asarray(is_real), :])
         return np.concatenate(parts, axis=-2)
 
-    def _batches(self, split: Batch):
+    def _batches(self, split: Batch) -> Iterator[tuple[Array, Array, Array]]:
         size = min(self._batch_size, split.labels_B.shape[0])
         for start in range(0, split.labels_B.shape[0], size):
-            images, labels = jax.tree.map(lambda values: values[start : start + size], split)
+            images = split.images_BxHxWxC[start : start + size]
+            labels = split.labels_B[start : start + size]
             missing = size - labels.shape[0]
             if missing:  # one shape, one compilation
                 images = jnp.pad(images, ((0, missing), *((0, 0),) * (images.ndim - 1)))

@@ -86,6 +86,10 @@ def class_mean_predictions(teacher_probs_NxK: Array, labels_N: Array, num_classe
         raise ValueError(
             f"teacher_probs_NxK has K = {teacher_probs_NxK.shape[1]} but num_classes={num_classes}"
         )
+    # A count kept in bfloat16 would stop at 256.
+    teacher_probs_NxK = teacher_probs_NxK.astype(
+        jnp.promote_types(teacher_probs_NxK.dtype, jnp.float32)
+    )
     sums_KxK = jax.ops.segment_sum(teacher_probs_NxK, labels_N, num_segments=num_classes)
     ones_N = jnp.ones(labels_N.shape, teacher_probs_NxK.dtype)
     counts_Kx1 = jax.ops.segment_sum(ones_N, labels_N, num_segments=num_classes)[:, None]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 Array = jax.Array
 RATIO_BINS = 50  # over [0, 1]; quantiles of the ratio are therefore good to 0.02
 
 
-class Mean(NamedTuple):
+class Mean(struct.PyTreeNode):
     """A mean that can still be added to: `total / count`; a zero count means "not measured"."""
 
     total: Array
@@ -30,7 +29,8 @@ def mean(values_B: Array, where_B: Array | None = None) -> Mean:
         A `Mean` of float32 scalars.
 
     Examples:
-        >>> print(*mean(jnp.array([1., 2., 6.]), jnp.array([True, True, False])))
+        >>> found = mean(jnp.array([1., 2., 6.]), jnp.array([True, True, False]))
+        >>> print(found.total, found.count)
         3.0 2.0
     """
     weight_B = jnp.ones(values_B.shape) if where_B is None else where_B.astype(jnp.float32)
@@ -39,9 +39,7 @@ def mean(values_B: Array, where_B: Array | None = None) -> Mean:
     return Mean(jnp.sum(selected_B * weight_B), jnp.sum(weight_B))
 
 
-def ratio_metrics(
-    ratio_B: Array, teacher_right_B: Array, st_edge_B: Array
-) -> dict[str, Mean]:
+def ratio_metrics(ratio_B: Array, teacher_right_B: Array, st_edge_B: Array) -> dict[str, Mean]:
     """What is logged of a ratio: mean, spread, histogram, and its mean in four situations.
 
     The situations are teacher right or wrong, times the student-teacher edge above the batch's
@@ -95,7 +93,8 @@ def summarise(sums: dict[str, Mean]) -> dict[str, float]:
         {'loss': 1.5}
     """
     found: dict[str, float] = {}
-    for name, (total, count) in sums.items():
+    for name, summed in sums.items():
+        total, count = summed.total, summed.count
         if not count > 0:
             continue
         if name == "ratio_histogram":

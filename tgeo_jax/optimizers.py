@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -70,7 +72,7 @@ def build(section: Any, steps_per_epoch: int, epochs: int) -> optax.GradientTran
     rate = schedule(section, steps_per_epoch, epochs)
     parts = []
     if section.clip_norm > 0:
-        parts.append(optax.clip_by_global_norm(section.clip_norm))
+        parts.append(_clip_by_global_norm(section.clip_norm))
     if section.name == "adamw":
         parts.append(optax.adamw(rate, eps_root=1e-16, weight_decay=section.weight_decay))
         return optax.chain(*parts)
@@ -81,3 +83,17 @@ def build(section: Any, steps_per_epoch: int, epochs: int) -> optax.GradientTran
     else:
         parts.append(optax.sgd(rate, section.momentum or None, section.nesterov))
     return optax.chain(*parts)
+
+
+def _clip_by_global_norm(largest: float) -> optax.GradientTransformation:
+    """As optax's, but with a derivative where the gradient is zero: hypergradients pass through."""
+
+    def update(grads: optax.Updates, state: optax.OptState, params: Any = None) -> tuple:
+        del params
+        squares = optax.tree.sum(jax.tree.map(lambda g: jnp.sum(jnp.square(g)), grads))
+        # The derivative of sqrt at 0 is infinite: below the bound the norm is not even formed.
+        clips = squares > largest**2
+        scale = jnp.where(clips, largest / jnp.sqrt(jnp.where(clips, squares, 1)), 1)
+        return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -19,7 +19,8 @@ from tgeo_jax.state import TrainState
 PyTree = Any
 # The axes over which `vmap` maps a state: everything but the step, which all seeds share, so that
 # "every k-th step" stays a branch instead of becoming a select of both sides.
-SEED_AXES = TrainState(step=None, seed=0, student=0, fusion=0)
+_AXES: Any = {"step": None, "seed": 0, "student": 0, "fusion": 0}
+SEED_AXES = TrainState(**_AXES)
 
 
 def make_mesh(seed_devices: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -37,8 +38,8 @@ def make_mesh(seed_devices: int = 1, devices: Sequence[jax.Device] | None = None
         ConfigError: a seed axis that does not divide the devices.
 
     Examples:
-        >>> make_mesh(1, jax.devices()[:1]).shape
-        OrderedDict({'seed': 1, 'data': 1})
+        >>> dict(make_mesh(1, jax.devices()[:1]).shape)
+        {'seed': 1, 'data': 1}
     """
     devices = jax.devices() if devices is None else devices
     if len(devices) % seed_devices:
@@ -87,8 +88,9 @@ def state_shardings(mesh: Mesh) -> TrainState:
     """Where each part of the state lives, as a prefix of its tree.
 
     Examples:
-        >>> state_shardings(make_mesh(1, jax.devices()[:1])).step.spec
-        PartitionSpec()
+        >>> tuple(state_shardings(make_mesh(1, jax.devices()[:1])).seed.spec)
+        ('seed',)
     """
-    seeds = by_seed(mesh)
-    return TrainState(step=replicated(mesh), seed=seeds, student=seeds, fusion=seeds)
+    seeds: Any = by_seed(mesh)
+    step: Any = replicated(mesh)
+    return TrainState(step=step, seed=seeds, student=seeds, fusion=seeds)

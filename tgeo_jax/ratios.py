@@ -30,7 +30,9 @@ class Situation(NamedTuple):
     labels_B: Array
     hard_B: Array  # hard loss of each sample
     soft_B: Array  # soft loss of each sample
-    class_means_KxK: Array  # mean teacher prediction of each class, see geometry
+    class_means_KxK: (
+        Array | None
+    )  # mean teacher prediction of each class, see geometry; None if not needed
     progress: Array  # fraction of training done, in [0, 1)
 
 
@@ -119,11 +121,11 @@ def tgeo(
 
     Args:
         relations: what the network sees, a relation set of `geometry.RELATIONS`.
-        hidden: widths of its hidden layers.
+        hidden: widths of its hidden layers; none makes it linear.
         initial_ratio: ratio at the start, in (0, 1).
 
     Raises:
-        ValueError: an unknown relation set, an empty or non-positive width, a ratio outside (0, 1).
+        ValueError: an unknown relation set, a width that is not positive, a ratio outside (0, 1).
 
     References:
         TGeo-KD (arXiv 2312.15112), ICLR 2024.
@@ -144,6 +146,7 @@ def tgeo(
         return network.init(key, jnp.zeros((1, num_blocks * num_classes)))
 
     def weights(meta_params: MetaParams, situation: Situation) -> tuple[Array, Array]:
+        assert situation.class_means_KxK is not None  # every role with a teacher has them
         features_BxF = geometry.trilateral_features(
             jax.nn.softmax(situation.student_logits_BxK.astype(jnp.float32)),
             jax.nn.softmax(situation.teacher_logits_BxK.astype(jnp.float32)),
@@ -151,7 +154,7 @@ def tgeo(
             situation.class_means_KxK,
             relations,
         )
-        alpha_B = network.apply(meta_params, features_BxF)
+        alpha_B: Any = network.apply(meta_params, features_BxF)
         return 1 - alpha_B, alpha_B
 
     return FusionRatio(init, weights)

@@ -25,7 +25,7 @@ _SITUATIONS = (
     ("wrong_large_edge", "teacher wrong, large ST edge", _COLOURS[1], "-"),
     ("wrong_small_edge", "teacher wrong, small ST edge", _COLOURS[1], "--"),
 )
-_STYLE = {
+_STYLE: Any = {
     "figure.dpi": 150,
     "font.size": 10,
     "axes.spines.top": False,
@@ -36,9 +36,7 @@ _STYLE = {
 }
 
 
-def write(
-    runs: Mapping[str, Workdir], directory: pathlib.Path, title: str = ""
-) -> pathlib.Path:
+def write(runs: Mapping[str, Workdir], directory: pathlib.Path, title: str = "") -> pathlib.Path:
     """Writes index.html and figures/*.png.
 
     Args:
@@ -90,10 +88,11 @@ def text_table(results: Mapping[str, dict[str, Any]]) -> str:
     header = ("run", "seeds", "test accuracy, last", "best by validation", "seconds")
     rows = [header, *(_row(name, result) for name, result in results.items())]
     widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
-    return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    )
+    lines = []
+    for row in rows:
+        numbers = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *numbers]))
+    return "\n".join(lines)
 
 
 def _row(name: str, result: dict[str, Any]) -> tuple[str, str, str, str, str]:
@@ -137,7 +136,8 @@ def _figures(runs: Mapping[str, Workdir]) -> Iterator[tuple[str, str, str, Figur
                 f"situations_{slug}",
                 f"{run}: the ratio in four situations",
                 "Mean weight of the teacher while training. Large and small: the edge between "
-                "student and teacher above or below the batch's median.",
+                "student and teacher above or below the batch's median. Where a situation has "
+                "few samples in an epoch its line is jagged.",
                 _situations(folder),
             )
             arrays = np.load(folder.samples)
@@ -210,7 +210,7 @@ def _histogram(arrays: Any) -> Figure:
     right = np.broadcast_to(arrays["teacher_right"], arrays["ratio"].shape)
     axes.hist(
         [arrays["ratio"][right], arrays["ratio"][~right]],
-        bins=np.linspace(0, 1, 41),
+        bins=np.linspace(0, 1, 41).tolist(),
         stacked=True,
         color=[_COLOURS[0], _COLOURS[1]],
         label=["teacher right", "teacher wrong"],
@@ -225,9 +225,10 @@ def _extremes(arrays: Any) -> Figure:
     ends = (("lowest", "trusted least"), ("highest", "trusted most"))
     rows_of_end = -(-len(arrays["lowest"]) // per_row)
     figure = Figure(figsize=(7.6, 2.6 * rows_of_end + 0.6))
-    halves = figure.subfigures(2, 1, hspace=0.02)
+    halves: Any = figure.subfigures(2, 1, hspace=0.02)
     for half, (end, title) in zip(halves, ends, strict=True):
         half.suptitle(title, x=0.02, ha="left", weight="bold")
+        half.subplots_adjust(left=0.02, right=0.98, wspace=0.15, hspace=0.5, top=0.78, bottom=0.02)
         grid = half.subplots(rows_of_end, per_row, squeeze=False)
         for axes in grid.flat:
             axes.axis("off")

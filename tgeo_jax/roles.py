@@ -59,11 +59,12 @@ def frozen(teacher: nn.Module | None) -> Role:
         (2, 3)
     """
     if teacher is None:
-        raise ValueError("role.name='frozen': needs a teacher; set teacher.name and teacher.workdir")
+        raise ValueError("role.name='frozen' needs a teacher: set teacher.name and teacher.workdir")
     module = teacher
 
     def teach(variables: Variables, images: Array) -> Array:
-        return jax.lax.stop_gradient(module.apply(variables, images, train=False))
+        logits_BxK: Any = module.apply(variables, images, train=False)
+        return jax.lax.stop_gradient(logits_BxK)
 
     return Role(teach)
 

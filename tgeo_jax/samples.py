@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +26,15 @@ def ratios_of_samples(
 ) -> np.ndarray:
     """The teacher's share for every sample and seed, on clean images, [seeds, N]."""
 
+    teacher_logits, labels = jnp.asarray(teacher_logits_NxK), jnp.asarray(labels_N)
+
     def of_seed(meta_params, student_logits_NxK: Array) -> Array:
         situation = ratios.Situation(
             student_logits_BxK=student_logits_NxK,
-            teacher_logits_BxK=jnp.asarray(teacher_logits_NxK),
-            labels_B=jnp.asarray(labels_N),
-            hard_B=losses.cross_entropy(student_logits_NxK, labels_N),
-            soft_B=method.soft_loss(student_logits_NxK, teacher_logits_NxK, labels_N),
+            teacher_logits_BxK=teacher_logits,
+            labels_B=labels,
+            hard_B=losses.cross_entropy(student_logits_NxK, labels),
+            soft_B=method.soft_loss(student_logits_NxK, teacher_logits, labels),
             class_means_KxK=teacher.class_means_KxK,
             progress=state.step / method.total_steps,
         )
@@ -57,16 +60,18 @@ def save(
     ends = {"lowest": order[:EXTREMES], "highest": order[::-1][:EXTREMES]}
     images = np.asarray(train.images_BxHxWxC)
     edge = jax.vmap(geometry.student_teacher_edge, in_axes=(0, None))
+    arrays: dict[str, Any] = {
+        "ratio": ratio_SxN,
+        "st_edge": np.asarray(
+            edge(jnp.asarray(student_logits_SxNxK), jnp.asarray(teacher_logits_NxK))
+        ),
+        "teacher_class": teacher_logits_NxK.argmax(-1),
+        "teacher_right": teacher_logits_NxK.argmax(-1) == labels_N,
+        "label": labels_N,
+        **ends,
+        **{f"{name}_images": images[indices] for name, indices in ends.items()},
+    }
     temporary = path.with_name(f".{path.name}")
     with temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            ratio=ratio_SxN,
-            st_edge=np.asarray(edge(student_logits_SxNxK, teacher_logits_NxK)),
-            teacher_class=teacher_logits_NxK.argmax(-1),
-            teacher_right=teacher_logits_NxK.argmax(-1) == labels_N,
-            label=labels_N,
-            **ends,
-            **{f"{name}_images": images[indices] for name, indices in ends.items()},
-        )
+        np.savez_compressed(file, **arrays)
     temporary.replace(path)

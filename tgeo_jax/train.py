@@ -103,8 +103,8 @@ class _Trainer:
             self.writers.write(self._evaluate(boundary, sums, (boundary - step) / seconds))
             if boundary == self.total_steps or boundary // interval % train.checkpoint_every == 0:
                 self.checkpoints.save(boundary, self.state, self.best)
-        if self.run.teacher_variables is not None:
-            self._save_samples()
+        if self.teacher_evaluator is not None:
+            self._save_samples(self.teacher_evaluator)
         self.checkpoints.close()  # the result must not say more than the disk holds
         result = self._result()
         self.folder.write_result(result)
@@ -209,10 +209,10 @@ class _Trainer:
             records.append(record | shared)
         return records
 
-    def _save_samples(self) -> None:
+    def _save_samples(self, teacher: evaluate.Evaluator) -> None:
         train = self.data.train
         student_logits = self.student.logits(_variables(self.state), train)
-        teacher_logits = self.teacher_evaluator.logits(self.run.teacher_variables, train)
+        teacher_logits = teacher.logits(self.run.teacher_variables, train)
         ratio = samples.ratios_of_samples(
             self.run.method,
             self.teacher,

@@ -1,4 +1,4 @@
-"""Where logged numbers go: JSON lines, TensorBoard, a progress bar. Process 0 writes, others not."""
+"""Where logged numbers go: JSON lines, TensorBoard, a progress bar; process 0 alone writes."""
 
 from __future__ import annotations
 
@@ -100,12 +100,16 @@ def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
 def write_atomically(path: pathlib.Path, text: str) -> None:
     """Writes a whole file or nothing: a reader never sees half of it, a crash loses no old one."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -15,9 +15,8 @@ from configs.digits import plain, teacher
 def get_config() -> ConfigDict:
     config = plain.get_config()
     config.role.name = "frozen"
-    config.teacher.update(
-        name="mlp", options=ConfigDict(teacher.OPTIONS), workdir="runs/digits/teacher"
-    )
+    config.teacher.update(name="mlp", workdir="runs/digits/teacher")
+    config.teacher.mlp.hidden = teacher.HIDDEN
     config.loss.kl.temperature = 2.0
     config.ratio.constant.alpha = 0.9
     return config

@@ -14,7 +14,8 @@ def get_config() -> ConfigDict:
     config = configs.default()
     config.seeds = 3
     config.role.name = "alone"
-    config.student.update(name="cnn", options=ConfigDict({"widths": (8, 16)}))
+    config.student.name = "cnn"
+    config.student.cnn.widths = (8, 16)
     config.optimizer.update(learning_rate=0.05, schedule="cosine")
     config.train.update(epochs=40, checkpoint_every=10)
     return config

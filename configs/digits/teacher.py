@@ -12,13 +12,14 @@ from ml_collections import ConfigDict
 
 from tgeo_jax import config as configs
 
-OPTIONS = {"hidden": (256, 256)}
+HIDDEN = (256, 256)
 
 
 def get_config() -> ConfigDict:
     config = configs.default()
     config.role.name = "alone"
-    config.student.update(name="mlp", options=ConfigDict(OPTIONS))
+    config.student.name = "mlp"
+    config.student.mlp.hidden = HIDDEN
     config.data.update(label_noise=0.4, batch_size=32)
     config.optimizer.update(learning_rate=0.1, schedule="cosine")
     config.train.update(epochs=60, checkpoint_every=10)

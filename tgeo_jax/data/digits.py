@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -29,7 +29,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     """Images uint8 [8, 8, 1], label in 0..9, id = index in scikit-learn's array."""
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "Stratified 80/20 split, random_state 0."}
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "Stratified 80/20 split, random_state 0."}
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(

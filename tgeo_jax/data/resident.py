@@ -53,7 +53,7 @@ def batch_indices(
         lambda epoch: jax.random.permutation(randomness.key(seed, epoch, purpose), num_examples)
     )(epochs)
     start = (steps % steps_per_epoch) * batch_size
-    position = start[:, None] + jnp.arange(batch_size)
+    position = start[:, None] + jnp.arange(batch_size)[None, :]
     return orders[(steps // steps_per_epoch - first_epoch)[:, None], position]
 
 
@@ -73,8 +73,10 @@ def normalise(mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Arra
     """
 
     def view(images_BxHxWxC: Array) -> Array:
-        scaled = images_BxHxWxC.astype(jnp.float32) / 255
-        return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+        mean_1x1x1xC, std_1x1x1xC = (
+            jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1) for values in (mean, std)
+        )
+        return (images_BxHxWxC.astype(jnp.float32) / 255 - mean_1x1x1xC) / std_1x1x1xC
 
     return view
 

@@ -78,10 +78,7 @@ def builder(name: str, data_dir: str = "") -> tfds.core.DatasetBuilder:
         ConfigError: an unknown dataset, with the nearest name.
     """
     if name not in BUILDERS:
-        raise ConfigError(
-            f"data.name={name!r}: unknown dataset{nearest(name, BUILDERS)} "
-            f"Known: {', '.join(BUILDERS)}"
-        )
+        raise ConfigError(f"data.name={name!r}: unknown dataset{nearest(name, BUILDERS)}")
     return BUILDERS[name]()(data_dir=data_dir or None, file_format="array_record")
 
 

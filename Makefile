@@ -1,0 +1,24 @@
+# Two commands for a fresh machine: `make demo` and `make test`.
+# PYTHON chooses the interpreter (3.11 or 3.12), VENV where its environment goes.
+PYTHON ?= python3
+VENV ?= .venv
+
+.PHONY: demo test lint install
+
+demo: install
+	$(VENV)/bin/python -m experiments.demo --workdir=runs/demo
+
+test: install
+	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

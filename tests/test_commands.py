@@ -1,0 +1,133 @@
+"""Every documented command runs as written, shortened only in how long it trains."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import shlex
+
+import pytest
+
+import tgeo_jax
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+SHORT = ["--config.train.epochs=1"]
+
+
+MODULES = [module.name for module in pkgutil.walk_packages(tgeo_jax.__path__, "tgeo_jax.")]
+COMMANDS = [path.stem for path in sorted((ROOT / "experiments").glob("[!_]*.py"))]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_imports(name):
+    importlib.import_module(name)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_imports(command, name):
+    command("-c", f"import experiments.{name}")  # on its own: each defines its own flags
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_readmes_python_runs_and_prints_what_it_says(capsys):
+    (block,) = _blocks("python")
+    exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out == "(8,) (3,)\n"
+
+
+@pytest.mark.xdist_group("demo")
+def test_readmes_commands_run_in_their_order(command, tmp_path):
+    lines = "".join(_blocks("sh")).replace("\\\n", " ").splitlines()
+    commands = [shlex.split(line) for line in lines if line.startswith("python ")]
+    assert [c[2] for c in commands] == ["experiments.prepare", *["experiments.main"] * 2]
+    for arguments in commands:
+        arguments = [a.replace("runs/digits", str(tmp_path)) for a in arguments[1:]]
+        if "experiments.main" in arguments:
+            arguments += [*SHORT, f"--config.teacher.workdir={tmp_path / 'teacher'}"]
+        command(*arguments)
+    assert (tmp_path / "tgeo" / "report" / "index.html").exists()
+
+
+def test_make_runs_what_the_readme_promises():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"`?make (\w+)", README):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+    assert "-m experiments.demo --workdir=runs/demo" in makefile
+
+
+@pytest.mark.xdist_group("demo")
+def test_demo_prints_the_table_writes_the_report_and_knows_when_it_is_done(command, tmp_path):
+    arguments = ("-m", "experiments.demo", f"--workdir={tmp_path}", "--epochs=2")
+    first = command(*arguments)
+    for name in ("plain student", "constant ratio", "TGeo-KD"):
+        assert re.search(rf"^{name} +3 +\d+\.\d\d ± \d+\.\d\d ", first.stdout, re.MULTILINE)
+        assert name.replace(" ", "_") + ":" in first.stderr  # its progress bar
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.count("<figure") == 4
+    again = command(*arguments)
+    assert "is finished; nothing to train" in again.stdout
+    assert (
+        first.stdout.split("Report")[0].split("\n\n")[-2:]
+        == (again.stdout.split("Report")[0].split("\n\n")[-2:])
+    )
+
+
+@pytest.mark.xdist_group("demo")
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*/*.py")), ids=lambda p: p.stem)
+def test_each_config_runs_by_the_command_in_its_docstring(command, tmp_path_factory, path):
+    if path.stem == "__init__":
+        return
+    relative = path.relative_to(ROOT)
+    docstring = importlib.import_module(".".join(relative.with_suffix("").parts)).__doc__ or ""
+    line = re.search(r"^Command: python (.*)$", docstring, re.MULTILINE)
+    assert line, f"{relative} names no command"
+    workdirs = tmp_path_factory.getbasetemp() / "configs"
+    arguments = [a.replace("runs/", f"{workdirs}/") for a in shlex.split(line.group(1))]
+    teacher = workdirs / "digits" / "teacher"
+    short = [*SHORT, f"--config.teacher.workdir={teacher}"]
+    if not (teacher / "result.json").exists() and path.stem != "teacher":
+        command(
+            "-m", "experiments.main", "--config=configs/digits/teacher.py",
+            f"--workdir={teacher}", *short,
+        )  # fmt: skip
+    done = command(*arguments, *short)
+    assert "Report: " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--config=configs/digits/tgeo.py", "--config.ratio.tgeo.relation=full"],
+            "ratio.tgeo.relation: no such field; did you mean 'ratio.tgeo.relations'?",
+        ),
+        (
+            ["--config=configs/digits/tgeo.py", "--config.loss.kl.temperature=hot"],
+            "--config.loss.kl.temperature=hot",
+        ),
+        (
+            ["--config=configs/digits/plain.py", "--config.data.validation_fraction=2.0"],
+            "data.validation_fraction=2.0: must lie strictly in (0, 1)",
+        ),
+        (["--config=configs/digits/nothing.py"], "configs/digits/nothing.py: no such file"),
+    ],
+)
+def test_bad_input_is_one_message_without_a_traceback(command, tmp_path, arguments, message):
+    done = command(
+        "-m", "experiments.main", f"--workdir={tmp_path / 'run'}", *arguments, check=False
+    )
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_dataset_is_named_with_the_nearest(command):
+    done = command("-m", "experiments.prepare", "--dataset=digit", check=False)
+    assert done.returncode == 2
+    assert "did you mean 'digits'?" in done.stderr

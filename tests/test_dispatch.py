@@ -1,0 +1,167 @@
+"""Many steps, seeds and devices in one program give the numbers of one step, seed and device."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests import methods
+from tests.conftest import ROOT
+from tgeo_jax import distill, parallel, ratios
+from tgeo_jax.data import resident
+from tgeo_jax.dispatch import Dispatcher, Resident
+from tgeo_jax.randomness import Purpose
+from tgeo_jax.state import Batch
+
+DATA = Resident(methods.examples(40), methods.examples(24, seed=1))
+BATCH, META_BATCH = 8, 8
+
+
+def _states(method, seeds):
+    images = DATA.train.images_BxHxWxC[:1]
+    init = jax.vmap(
+        lambda seed: distill.init_state(method, seed, images), out_axes=parallel.SEED_AXES
+    )
+    return jax.jit(init)(np.asarray(seeds, np.uint32))
+
+
+def _run(method, seeds, chunks, data=DATA):
+    mesh = parallel.make_mesh(1, jax.devices()[:1])
+    dispatcher = Dispatcher(method, mesh, BATCH, META_BATCH)
+    state, outcomes = _states(method, seeds), []
+    for num_steps in chunks:
+        state, outcome = dispatcher.run(state, methods.teacher(), data, num_steps)
+        outcomes.append(jax.device_get(outcome))
+    return jax.device_get(state), outcomes
+
+
+def _close(a, b, rtol=2e-4, atol=1e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
+
+
+@pytest.mark.parametrize("order", distill.ORDERS)
+def test_a_dispatch_equals_its_steps_one_by_one(order):
+    method = methods.method(order=order)
+    scanned, _ = _run(method, [5], [7])
+    state = methods.start(method, seed=5)
+    train, validation = (
+        resident.batch_indices(5, 0, 8, size, len(split.labels_B), purpose)
+        for size, split, purpose in (
+            (BATCH, DATA.train, Purpose.TRAIN_ORDER),
+            (META_BATCH, DATA.validation, Purpose.VALIDATION_ORDER),
+        )
+    )
+    step = jax.jit(lambda s, b, v: distill.train_step(method, methods.teacher())(s, b, v))
+    pick = lambda split, rows: jax.tree.map(lambda x: x[rows], split)  # noqa: E731
+    for n in range(7):
+        outer = pick(DATA.validation, validation[n])
+        if order == "prequential":
+            outer = pick(DATA.train, train[n + 1])
+        state, _ = step(state, pick(DATA.train, train[n]), outer)
+    _close(jax.tree.map(lambda x: x[0], scanned.student), state.student)
+    _close(jax.tree.map(lambda x: x[0], scanned.fusion), state.fusion)
+    assert int(scanned.step) == 7
+
+
+@pytest.mark.parametrize("order", ["student_first", "prequential"])
+def test_cutting_the_steps_differently_changes_nothing(order):
+    method = methods.method(order=order)
+    whole, (outcome,) = _run(method, [0], [6])
+    cut, outcomes = _run(method, [0], [2, 4])
+    _close(whole, cut)
+    total = sum(o.sums["hard_loss"].total for o in outcomes)
+    np.testing.assert_allclose(total, outcome.sums["hard_loss"].total, rtol=1e-5)
+    assert outcome.sums["hard_loss"].count == 6 * BATCH
+
+
+@pytest.mark.parametrize("order", distill.ORDERS)
+def test_three_seeds_in_one_program_equal_three_runs(order):
+    method = methods.method(order=order, meta_every=2)
+    together, _ = _run(method, [0, 1, 2], [6])
+    for index, seed in enumerate([0, 1, 2]):
+        alone, _ = _run(method, [seed], [6])
+        own = jax.tree.map(lambda x, i=index: x[i], (together.student, together.fusion))
+        _close(own, jax.tree.map(lambda x: x[0], (alone.student, alone.fusion)))
+    kernels = jax.tree.leaves(together.student.params)
+    assert not np.allclose(kernels[-1][0], kernels[-1][1])
+
+
+def test_a_step_that_is_not_finite_is_undone_and_named():
+    poisoned = np.asarray(DATA.train.images_BxHxWxC, np.float32)
+    order = np.asarray(resident.batch_indices(0, 0, 5, BATCH, 40, Purpose.TRAIN_ORDER))
+    poisoned[order[3][0]] = np.nan  # met for the first time at step 3
+    data = Resident(Batch(jnp.asarray(poisoned), DATA.train.labels_B), DATA.validation)
+    method = methods.method()
+    state, (outcome,) = _run(method, [0], [5], data)
+    good, _ = _run(method, [0], [3], data)
+    assert int(state.step) == 3
+    _close(state, good, rtol=0, atol=0)
+    assert [name for name, flags in outcome.failed.items() if flags[0]] == ["hard_loss"]
+    assert outcome.sums["hard_loss"].count == 3 * BATCH
+
+
+def test_an_update_that_is_not_finite_is_noticed_although_the_loss_is():
+    method = methods.method(
+        ratio=ratios.constant(), optimizer=optax.scale(float("inf")), training_view=lambda k, x: x
+    )
+    state, (outcome,) = _run(method, [0], [2])
+    assert int(state.step) == 0
+    assert [name for name, flags in outcome.failed.items() if flags[0]] == ["student update"]
+
+
+# (devices, of which along the seed axis)
+_LAYOUTS = {
+    "student_first": ((8, 1), (8, 2)),
+    "fusion_first": ((8, 1),),
+    "prequential": ((8, 2),),
+}
+
+
+def _eight_device_script(path: pathlib.Path) -> None:
+    """Runs in a process of its own: the number of devices is fixed when JAX starts."""
+    found = {}
+    for order, layouts in _LAYOUTS.items():
+        for devices, seed_devices in ((1, 1), *layouts):
+            mesh = parallel.make_mesh(seed_devices, jax.devices()[:devices])
+            method = methods.method(order=order)
+            dispatcher = Dispatcher(method, mesh, BATCH, META_BATCH)
+            state, teacher = _states(method, [0, 1]), methods.teacher()
+            for _ in range(2):
+                state, outcome = dispatcher.run(state, teacher, DATA, 2)
+                jax.block_until_ready((state, outcome))
+            flat = np.concatenate([np.ravel(x) for x in jax.tree.leaves(jax.device_get(state))])
+            found[f"{order} {devices} {seed_devices}"] = flat.astype(float).tolist()
+    path.write_text(json.dumps(found))
+
+
+def test_eight_devices_give_the_numbers_of_one(tmp_path):
+    path = tmp_path / "found.json"
+    code = (
+        "import pathlib, sys; from tests import test_dispatch; "
+        "test_dispatch._eight_device_script(pathlib.Path(sys.argv[1]))"
+    )
+    environment = {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+        # jax 0.10 sizes the pool that collectives wait in by this; too few threads deadlock.
+        "NPROC": "32",
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "PATH": "",
+    }
+    subprocess.run(
+        [sys.executable, "-c", code, str(path)], cwd=ROOT, env=environment, check=True, timeout=300
+    )
+    found = json.loads(path.read_text())
+    for order, layouts in _LAYOUTS.items():
+        one = found[f"{order} 1 1"]
+        for devices, seed_devices in layouts:
+            many = found[f"{order} {devices} {seed_devices}"]
+            np.testing.assert_allclose(many, one, rtol=2e-3, atol=2e-5)

@@ -1,0 +1,103 @@
+import os
+import subprocess
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tgeo_jax import parallel
+from tgeo_jax.errors import ConfigError
+from tgeo_jax.state import Fusion, Learner, TrainState
+
+
+def mesh_of(size):
+    """Stands for a mesh with that many devices along its data axis."""
+    return types.SimpleNamespace(shape={"seed": 1, "data": size})
+
+
+@pytest.mark.parametrize(("batch_size", "size"), [(64, 1), (63, 1), (64, 8), (8, 8)])
+def test_a_batch_that_is_cut_evenly_passes(batch_size, size):
+    assert parallel.check_batch(mesh_of(size), "data.batch_size", batch_size) is None
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "size", "use"), [(63, 4, "60 or 64"), (65, 8, "64 or 72"), (3, 4, "4")]
+)
+def test_a_batch_that_is_not_names_field_value_devices_and_fitting_sizes(batch_size, size, use):
+    said = rf"^meta\.batch_size={batch_size}: not divisible by the {size} devices.*use {use}$"
+    with pytest.raises(ConfigError, match=said):
+        parallel.check_batch(mesh_of(size), "meta.batch_size", batch_size)
+
+
+def test_a_mesh_of_one_device_has_both_axes():
+    assert dict(parallel.make_mesh(1, jax.devices()[:1]).shape) == {"seed": 1, "data": 1}
+
+
+def test_a_seed_axis_that_does_not_divide_the_devices_raises():
+    with pytest.raises(ConfigError, match=r"^mesh\.seed=2: must divide .* devices, 1$"):
+        parallel.make_mesh(2, jax.devices()[:1])
+
+
+def state(seeds):
+    params = {"w": jnp.arange(3.0 * seeds).reshape(seeds, 3)}
+    return TrainState(
+        step=jnp.int32(7),
+        seed=jnp.arange(seeds),
+        student=Learner(params, {}, params),
+        fusion=Fusion({}, ()),
+    )
+
+
+def test_vmap_over_seeds_leaves_the_step_one_number():
+    ranks = []
+
+    def see(one):
+        ranks.append((jnp.ndim(one.step), jnp.ndim(one.seed), jnp.ndim(one.student.params["w"])))
+        return one
+
+    found = jax.vmap(see, in_axes=(parallel.SEED_AXES,), out_axes=parallel.SEED_AXES)(state(2))
+    assert ranks == [(0, 0, 1)]
+    np.testing.assert_array_equal(found.step, 7)
+
+
+def test_a_placed_state_keeps_its_values():
+    mesh = parallel.make_mesh(1, jax.devices()[:1])
+    placed = jax.device_put(state(2), parallel.state_shardings(mesh))
+    jax.tree.map(np.testing.assert_array_equal, placed, state(2))
+
+
+_ON_EIGHT_DEVICES = """
+import jax
+from tgeo_jax import parallel
+mesh = parallel.make_mesh(2)
+print(dict(mesh.shape))
+shardings = parallel.state_shardings(mesh)
+print(shardings.step.shard_shape(()), shardings.student.shard_shape((4, 3)))
+print(parallel.batch_sharding(mesh).shard_shape((4, 8, 5)))
+print(parallel.replicated(mesh).shard_shape((6, 8)))
+"""
+
+
+def test_eight_devices_cut_seeds_in_two_and_batches_in_four():
+    done = subprocess.run(
+        [sys.executable, "-c", _ON_EIGHT_DEVICES],
+        env={
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "{'seed': 2, 'data': 4}",
+        "() (2, 3)",  # the step on every device; 4 seeds in halves
+        "(2, 2, 5)",  # 4 seeds in halves, 8 samples in quarters
+        "(6, 8)",
+    ]

@@ -1,0 +1,103 @@
+"""The report says what the run's files say."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tgeo_jax import report
+from tgeo_jax.workdir import Workdir
+
+
+@pytest.fixture
+def finished(tmp_path) -> Workdir:
+    """The files of a small run with a learned ratio: 2 seeds, 3 epochs, 20 samples."""
+    folder = Workdir(tmp_path / "run")
+    folder.path.mkdir()
+    (folder.path / "config.json").write_text(json.dumps({"ratio": {"name": "tgeo"}}))
+    records = [
+        {
+            "step": epoch * 10,
+            "epoch": epoch,
+            "seed": seed,
+            "test/accuracy": 0.5 + 0.1 * epoch + 0.02 * seed,
+            "train/ratio_right_large_edge": 0.6,
+            "train/ratio_wrong_large_edge": 0.3,
+        }
+        for epoch in (1, 2, 3)
+        for seed in (0, 1)
+    ]
+    folder.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+    accuracy = {"mean": 0.81, "std": 0.0141}
+    folder.write_result(
+        {
+            "steps": 30,
+            "per_seed": [{"seed": 0}, {"seed": 1}],
+            "test_accuracy": {"last": accuracy, "best_by_validation": accuracy},
+            "teacher": {"train_accuracy": 0.6, "test_accuracy": 0.7},
+            "seconds": 1.6,
+            "device": "1 x cpu",
+            "versions": {"tgeo_jax": "0", "jax": "0"},
+        }
+    )
+    ratio = np.linspace(0, 1, 20)
+    np.savez(
+        folder.samples,
+        ratio=np.stack([ratio, ratio]),
+        st_edge=np.zeros((2, 20)),
+        teacher_class=np.arange(20) % 10,
+        teacher_right=np.arange(20) % 2 == 0,
+        label=np.zeros(20, int),
+        lowest=np.arange(16),
+        highest=np.arange(19, 3, -1),
+        lowest_images=np.zeros((16, 8, 8, 1), np.uint8),
+        highest_images=np.full((16, 8, 8, 1), 255, np.uint8),
+    )
+    return folder
+
+
+def test_report_is_one_file_with_all_figures_inside(finished):
+    index = report.write({"tgeo": finished}, finished.report)
+    page = index.read_text()
+    images = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    assert len(images) == 4
+    for data in images:
+        width, height = Image.open(io.BytesIO(base64.b64decode(data))).size
+        assert min(width, height) > 200
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "81.00 ± 1.41" in page
+    names = {path.name for path in (finished.report / "figures").iterdir()}
+    assert names == {
+        "accuracy.png", "situations_tgeo.png", "histogram_tgeo.png", "samples_tgeo.png",
+    }  # fmt: skip
+
+
+def test_a_constant_ratio_has_no_story_to_tell(finished):
+    arrays = dict(np.load(finished.samples))
+    np.savez(finished.samples, **{**arrays, "ratio": np.full((2, 20), 0.9)})
+    report.write({"kd": finished}, finished.report)
+    assert [p.name for p in (finished.report / "figures").iterdir()] == ["accuracy.png"]
+
+
+def test_names_are_escaped(finished):
+    page = report.write({"<script>": finished}, finished.report).read_text()
+    assert "<script>" not in page
+
+
+def test_a_run_that_has_not_finished_is_refused(finished):
+    (finished.path / "result.json").unlink()
+    with pytest.raises(ValueError, match="not finished"):
+        report.write({"tgeo": finished}, finished.report)
+
+
+def test_accuracy_lines_are_means_over_seeds(finished):
+    axes = report._accuracy({"tgeo": finished}).axes[0]
+    epochs, means = axes.lines[0].get_data()
+    np.testing.assert_array_equal(epochs, [1, 2, 3])
+    np.testing.assert_allclose(means, [61, 71, 81])

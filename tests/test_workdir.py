@@ -1,0 +1,80 @@
+import json
+import re
+
+import pytest
+
+from tgeo_jax import config, workdir
+from tgeo_jax.errors import CheckpointError, ConfigError
+from tgeo_jax.workdir import Workdir
+
+
+def changed(**fields):
+    found = config.default()
+    found.update_from_flattened_dict({name.replace("__", "."): v for name, v in fields.items()})
+    return found
+
+
+def test_claiming_makes_the_folder_and_records_the_configuration(tmp_path):
+    folder = Workdir(tmp_path / "runs" / "a")
+    folder.claim(changed(seed=5))
+    assert json.loads((tmp_path / "runs" / "a" / "config.json").read_text())["seed"] == 5
+    assert folder.config()["data"]["name"] == "digits"
+
+
+def test_claiming_again_with_the_same_configuration_is_allowed(tmp_path):
+    # A tuple becomes a list in JSON; that is not a difference.
+    same = {"optimizer__drop_epochs": (1, 2), "seed": 5}
+    Workdir(tmp_path).claim(changed(**same))
+    before = (tmp_path / "config.json").read_text()
+    Workdir(tmp_path).claim(changed(**same))
+    assert (tmp_path / "config.json").read_text() == before
+
+
+def test_another_configuration_is_refused_with_the_fields_that_differ(tmp_path):
+    Workdir(tmp_path).claim(changed())
+    other = changed(data__batch_size=32, loss__kl__temperature=2.0)
+    said = "data.batch_size: 64 -> 32\n  loss.kl.temperature: 4.0 -> 2.0\nUse another --workdir"
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path} holds a run")) as caught:
+        Workdir(tmp_path).claim(other)
+    assert said in str(caught.value)
+
+
+def test_a_refused_claim_changes_nothing(tmp_path):
+    Workdir(tmp_path).claim(changed())
+    before = (tmp_path / "config.json").read_text()
+    with pytest.raises(ConfigError, match=r"seed: 0 -> 1"):
+        Workdir(tmp_path).claim(changed(seed=1))
+    assert (tmp_path / "config.json").read_text() == before
+
+
+def test_a_run_has_a_result_once_it_is_finished(tmp_path):
+    folder = Workdir(tmp_path)
+    assert folder.result() is None
+    folder.write_result({"test_accuracy": [0.5, 0.25]})
+    assert folder.result() == {"test_accuracy": [0.5, 0.25]}
+
+
+def test_everything_lies_inside_the_folder(tmp_path):
+    folder = Workdir(tmp_path)
+    names = [p.relative_to(tmp_path).as_posix() for p in (folder.checkpoints, folder.metrics)]
+    names += [p.relative_to(tmp_path).as_posix() for p in (folder.samples, folder.report)]
+    assert names == ["checkpoints", "metrics.jsonl", "samples.npz", "report"]
+
+
+def test_a_teacher_that_was_never_trained_names_the_command_that_trains_one(tmp_path):
+    path = str(tmp_path / "teacher")
+    said = rf"^teacher\.workdir='{re.escape(path)}': no run there.*\n.*--workdir={re.escape(path)}"
+    with pytest.raises(CheckpointError, match=said):
+        workdir.trained(path, "teacher.workdir")
+
+
+def test_a_teacher_that_is_not_finished_is_told_to_resume(tmp_path):
+    Workdir(tmp_path).claim(changed())
+    with pytest.raises(CheckpointError, match=r"^teacher\.workdir=.*has not finished.*resumes"):
+        workdir.trained(str(tmp_path), "teacher.workdir")
+
+
+def test_a_finished_teacher_is_found(tmp_path):
+    Workdir(tmp_path).claim(changed())
+    Workdir(tmp_path).write_result({})
+    assert workdir.trained(str(tmp_path), "teacher.workdir").path == tmp_path
