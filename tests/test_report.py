@@ -85,6 +85,12 @@ def test_a_constant_ratio_has_no_story_to_tell(finished):
     assert [p.name for p in (finished.report / "figures").iterdir()] == ["accuracy.png"]
 
 
+def test_the_page_is_headed_by_its_title_or_its_runs(finished):
+    titled = report.write({"tgeo": finished}, finished.report, title="Whom to trust").read_text()
+    assert "<h1>Whom to trust</h1>" in titled
+    assert "<h1>tgeo</h1>" in report.write({"tgeo": finished}, finished.report).read_text()
+
+
 def test_names_are_escaped(finished):
     page = report.write({"<script>": finished}, finished.report).read_text()
     assert "<script>" not in page

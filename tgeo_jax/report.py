@@ -50,12 +50,12 @@ def write(runs: Mapping[str, Workdir], directory: pathlib.Path, title: str = "")
     figures_dir = directory / "figures"
     figures_dir.mkdir(parents=True, exist_ok=True)
     figures = []
-    for name, title, caption, figure in _figures(runs):
+    for name, heading, caption, figure in _figures(runs):
         png = io.BytesIO()
         figure.savefig(png, format="png", bbox_inches="tight")
         (figures_dir / f"{name}.png").write_bytes(png.getvalue())
         data = base64.b64encode(png.getvalue()).decode()
-        figures.append({"name": name, "title": title, "caption": caption, "data": data})
+        figures.append({"name": name, "title": heading, "caption": caption, "data": data})
     results = {name: _result(folder) for name, folder in runs.items()}
     template = jinja2.Template(
         (resources.files("tgeo_jax") / "templates" / "report.html").read_text(), autoescape=True
