@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 
 import jax
 import numpy as np
@@ -39,10 +40,14 @@ def test_images_that_are_not_finite_are_named_by_split_and_index(digits_dir, mon
 
 
 def test_a_batch_that_devices_cannot_share_is_refused(digits_dir, monkeypatch):
-    mesh = parallel.make_mesh(1, jax.devices()[:1])
-    monkeypatch.setattr(type(mesh), "shape", {"seed": 1, "data": 8})
+    class EightDevices:
+        shape = types.MappingProxyType({"seed": 1, "data": 8})
+
+    monkeypatch.setattr(parallel, "make_mesh", lambda seed_devices: EightDevices())
+    config = _config(digits_dir)
+    config.data.batch_size = 60
     with pytest.raises(ConfigError, match=r"data\.batch_size=60: .*8 devices.*use 56 or 64"):
-        parallel.check_batch(mesh, "data.batch_size", 60)
+        assemble.assemble(config)
 
 
 def test_names_become_the_values_they_stand_for(digits_dir):

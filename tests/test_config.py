@@ -224,6 +224,28 @@ def test_widths_of_a_chosen_network_must_be_positive_integers(field, widths):
         configs.check(changed({field: widths}))
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": 2**32 - 2, "seeds": 3}, r"^seeds=3: .*below 2\*\*32"),
+        ({"train.epochs": 5, "optimizer.warmup_epochs": 5.0}, r"^optimizer\.warmup_epochs=5\.0"),
+        (
+            {
+                "optimizer.schedule": "step",
+                "optimizer.drop_epochs": (2, 9),
+                "optimizer.warmup_epochs": 3.0,
+            },
+            r"^optimizer\.drop_epochs=\(2, 9\): must come after optimizer\.warmup_epochs=3\.0",
+        ),
+        ({"meta.optimizer.nesterov": True}, r"^meta\.optimizer\.nesterov=True: must go with"),
+        ({"optimizer.nesterov": True, "optimizer.momentum": 0.0}, r"^optimizer\.nesterov=True"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        configs.check(changed(changes))
+
+
 def test_prequential_needs_the_mixed_estimator():
     config = changed({"meta.order": "prequential", "meta.estimator": "reverse"})
     with pytest.raises(ConfigError, match=r"^meta\.estimator='reverse': must be 'mixed' with"):

@@ -157,7 +157,22 @@ def test_mixed_and_reverse_give_the_same_step():
     _close(mixed, reverse, rtol=1e-4, atol=1e-6)
 
 
-def test_finite_difference_holds_the_ratios_inputs_fixed(x64):
+def _loss_ratio() -> ratios.FusionRatio:
+    """A learned ratio that looks at both losses, as loss-based ones do."""
+
+    def weights(meta_params, situation):
+        alpha = jax.nn.sigmoid(
+            meta_params["a"] * situation.hard_B - meta_params["b"] * situation.soft_B
+        )
+        return 1 - alpha, alpha
+
+    return ratios.FusionRatio(
+        lambda key, num_classes: {"a": jnp.asarray(0.7), "b": jnp.asarray(0.2)}, weights
+    )
+
+
+@pytest.mark.parametrize("ratio", [ratios.tgeo(hidden=(4,)), _loss_ratio()])
+def test_finite_difference_holds_the_ratios_inputs_fixed(x64, ratio):
     """Otherwise it would differentiate the features too, which the method forbids."""
     to_double = lambda tree: jax.tree.map(  # noqa: E731
         lambda x: x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
@@ -166,7 +181,7 @@ def test_finite_difference_holds_the_ratios_inputs_fixed(x64):
     for estimator in ("mixed", "finite_difference"):
         # A linear student: kinks of ReLU within the perturbation would be errors of their own.
         student = models.build("mlp", methods.NUM_CLASSES, hidden=())
-        method = methods.method(estimator=estimator, student=student)
+        method = methods.method(estimator=estimator, student=student, ratio=ratio)
         state = to_double(methods.start(method))
         after, _ = _step(method, state)
         change = jax.tree.map(lambda a, b: a - b, after.fusion.params, state.fusion.params)

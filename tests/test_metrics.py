@@ -122,3 +122,8 @@ def test_histogram_quantile_equals_that_of_values_spread_evenly_in_their_bins(sh
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 0.25), (1.0, 0.75)])
 def test_extreme_quantiles_are_the_ends_of_the_filled_bins(share, expected):
     assert metrics.histogram_quantile(np.array([0, 2, 2, 0]), share) == expected
+
+
+def test_the_last_quantile_of_uneven_float32_counts_is_the_upper_end():
+    # Summed in float32, these shares end below 1.
+    assert metrics.histogram_quantile(np.full(50, 0.1, np.float32), 1.0) == pytest.approx(1.0)

@@ -176,3 +176,16 @@ def test_derivative_of_a_clipped_update_at_a_zero_gradient_is_finite(name):
 def test_every_optimizer_goes_downhill(name):
     path = walk([1.0, 1.0], 0.0, name=name)
     assert 0 > path[0] > path[1]
+
+
+def test_a_schedule_follows_training_steps_where_updates_are_rarer():
+    section = config.default().optimizer
+    section.update(momentum=0.0, weight_decay=0.0, learning_rate=1.0, schedule="step")
+    section.drop_epochs = (2,)
+    optimizer = optimizers.build(section, steps_per_epoch=4, epochs=4, every=4)
+    param, grad = jnp.asarray(0.0), jnp.asarray(1.0)
+    state, found = optimizer.init(param), []
+    for _ in range(4):  # at training steps 0, 4, 8, 12; the rate drops at step 8
+        update, state = optimizer.update(grad, state, param)
+        found.append(-float(update))
+    np.testing.assert_allclose(found, [1.0, 1.0, 0.1, 0.1], rtol=1e-6)

@@ -50,7 +50,6 @@ def finished(tmp_path) -> Workdir:
     np.savez(
         folder.samples,
         ratio=np.stack([ratio, ratio]),
-        st_edge=np.zeros((2, 20)),
         teacher_class=np.arange(20) % 10,
         teacher_right=np.arange(20) % 2 == 0,
         label=np.zeros(20, int),

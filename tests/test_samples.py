@@ -24,7 +24,7 @@ def saved(tmp_path_factory):
     labels = np.asarray(train.labels_B)
     ratio = samples.ratios_of_samples(method, teacher, both, student, taught, labels)
     path = tmp_path_factory.mktemp("samples") / "samples.npz"
-    samples.save(path, ratio, student, taught, train)
+    samples.save(path, ratio, taught, train)
     return states, student, taught, train, dict(np.load(path))
 
 
@@ -49,14 +49,8 @@ def test_extremes_are_the_ends_of_the_first_seeds_order(saved):
     np.testing.assert_array_equal(arrays["lowest_images"], images[arrays["lowest"]])
 
 
-def test_teachers_answers_and_edges_are_kept(saved):
-    _, student, taught, train, arrays = saved
+def test_teachers_answers_are_kept(saved):
+    _, _, taught, train, arrays = saved
     np.testing.assert_array_equal(arrays["teacher_class"], taught.argmax(1))
     right = taught.argmax(1) == np.asarray(train.labels_B)
     np.testing.assert_array_equal(arrays["teacher_right"], right)
-
-    def softmax(z):
-        return np.exp(z) / np.exp(z).sum(-1, keepdims=True)
-
-    edge = np.sqrt(((softmax(student) - softmax(taught)) ** 2).sum(-1))
-    np.testing.assert_allclose(arrays["st_edge"], edge, rtol=1e-5)

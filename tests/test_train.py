@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -13,12 +14,14 @@ import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from tensorboardX.proto import event_pb2
 
 from configs.digits import teacher as teacher_config
 from configs.digits import tgeo as tgeo_config
 from tests.conftest import ROOT, command_environment
 from tgeo_jax import checkpoint, train, writers
 from tgeo_jax import config as configs
+from tgeo_jax import workdir as workdirs
 from tgeo_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
 from tgeo_jax.workdir import Workdir
 
@@ -142,6 +145,19 @@ def _final_state(workdir: pathlib.Path):
     ]
 
 
+def _tensorboard_steps(workdir: pathlib.Path) -> set[tuple[str, int]]:
+    """(tag, step) of all events; records are length, checksum, event, checksum."""
+    found = set()
+    for path in workdir.glob("tensorboard/seed_0/events*"):
+        data = path.read_bytes()
+        while len(data) >= 12:
+            (length,) = struct.unpack("<Q", data[:8])
+            event = event_pb2.Event.FromString(data[12 : 12 + length])
+            found |= {(value.tag, event.step) for value in event.summary.value}
+            data = data[16 + length :]
+    return found
+
+
 def _timeless(workdir: pathlib.Path) -> list[dict]:
     return [
         {name: value for name, value in record.items() if not name.startswith("time/")}
@@ -187,6 +203,7 @@ def test_kill_9_at_any_moment_and_the_same_command_again_give_the_same_bits(
 
     jax.tree.map(np.testing.assert_array_equal, _final_state(undisturbed), _final_state(disturbed))
     assert _timeless(undisturbed) == _timeless(disturbed)
+    assert _tensorboard_steps(disturbed) >= _tensorboard_steps(undisturbed) != set()
 
 
 def test_a_finished_run_is_not_trained_again(digits_dir, tmp_path):
@@ -209,8 +226,9 @@ def test_another_configuration_in_the_same_workdir_is_refused_with_the_differenc
 
 def test_a_loss_that_is_not_finite_stops_the_run_after_saving_and_says_where(digits_dir, tmp_path):
     config = _small(digits_dir, optimizer__learning_rate=1e30)
-    with pytest.raises(TrainingError, match=r"step \d+ \(epoch 1\): not finite: .*seed 0"):
-        train.run(config, tmp_path / "run", progress=False)
+    for _ in range(2):  # run again, it says the same again
+        with pytest.raises(TrainingError, match=r"step \d+ \(epoch 1\): not finite: .*seed 0"):
+            train.run(config, tmp_path / "run", progress=False)
     saved = checkpoint.load_network(tmp_path / "run" / "checkpoints", "last")
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(saved))
 
@@ -246,7 +264,6 @@ def test_a_teacher_of_another_architecture_names_the_parameter_and_both_shapes(
     ("field", "value", "message"),
     [
         ("data__batch_size", 5000, r"data\.batch_size=5000: larger than its split of 1293"),
-        ("meta__batch_size", 5000, r"meta\.batch_size=5000: larger than its split of 144"),
         ("data__validation_fraction", 0.001, r"data\.validation_fraction=0\.001"),
     ],
 )
@@ -254,6 +271,91 @@ def test_sizes_that_the_data_cannot_give_are_refused(digits_dir, tmp_path, field
     with pytest.raises((ConfigError, DataError), match=message):
         train.run(_small(digits_dir, **{field: value}), tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.xdist_group("teacher")
+@pytest.mark.parametrize(
+    ("path", "value", "error", "message"),
+    [
+        ("meta.batch_size", 5000, ConfigError, r"meta\.batch_size=5000: larger than its split"),
+        ("data.split_seed", 1, CheckpointError, r"with data\.split_seed=0, this run has 1"),
+        ("data.validation_fraction", 0.2, CheckpointError, r"fraction=0\.1, this run has 0\.2"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_with_this_teacher_is_refused(
+    digits_dir, teacher_dir, tmp_path, path, value, error, message
+):
+    config = tgeo_config.get_config()
+    config.data.dir, config.teacher.workdir = digits_dir, str(teacher_dir)
+    section, field = path.split(".")
+    config[section][field] = value
+    with pytest.raises(error, match=message):
+        train.run(config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_small_validation_split_is_enough_where_nothing_is_learned_from_it(digits_dir, tmp_path):
+    config = _small(digits_dir, data__validation_fraction=0.03, train__epochs=1)
+    result = train.run(config, tmp_path / "run", progress=False)  # 44 examples < meta.batch_size
+    assert result["steps"] == 21
+
+
+def test_a_second_process_is_kept_out(digits_dir, tmp_path):
+    config = _small(digits_dir)
+    folder = Workdir(tmp_path / "run")
+    folder.claim(config)
+    with workdirs.only_one(folder), pytest.raises(ConfigError, match="another process is training"):
+        train.run(config, folder.path, progress=False)
+    assert train.run(config, folder.path, progress=False)["steps"] == 40
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(digits_dir, tmp_path):
+    config = _small(digits_dir)
+    expected = train.run(config, tmp_path / "run", progress=False)
+    (tmp_path / "run" / "result.json").unlink()
+    newest = tmp_path / "run" / "checkpoints" / "40"
+    for path in newest.glob("state/**/*"):
+        if path.is_file() and path.stat().st_size > 100:
+            path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(CheckpointError, match=r"checkpoints/40: .*move that folder away"):
+        train.run(config, tmp_path / "run", progress=False)
+    newest.rename(tmp_path / "damaged")
+    assert train.run(config, tmp_path / "run", progress=False)["per_seed"] == expected["per_seed"]
+
+
+def test_lost_records_are_noticed_instead_of_written_into_a_result(digits_dir, tmp_path):
+    config = _small(digits_dir)
+    train.run(config, tmp_path / "run", progress=False)
+    (tmp_path / "run" / "result.json").unlink()
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"metrics\.jsonl: lacks the records of the last step"
+    ):
+        train.run(config, tmp_path / "run", progress=False)
+
+
+def test_a_whole_run_on_eight_devices_gives_the_numbers_of_one(command, tmp_path):
+    """Training, evaluation, checkpoints and a resumed end, seeds and batches cut over devices."""
+    arguments = (
+        "-m", "experiments.main", "--config=configs/digits/plain.py", "--config.seeds=2",
+        "--config.student.name=mlp", "--config.train.epochs=2",
+        "--config.train.steps_per_dispatch=5", "--config.train.checkpoint_every=1",
+    )  # fmt: skip
+    command(*arguments, f"--workdir={tmp_path / 'one'}")
+    eight = (*arguments, "--config.mesh.seed=2", f"--workdir={tmp_path / 'eight'}")
+    devices = {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+        "NPROC": "32",  # see test_dispatch
+    }
+    result = tmp_path / "eight" / "result.json"
+    command(*eight, **devices)
+    result.unlink()
+    command(*eight, **devices)
+    assert "8 x cpu" in result.read_text()
+    one, many = _timeless(tmp_path / "one"), _timeless(tmp_path / "eight")
+    assert len(one) == len(many) == 4
+    for a, b in zip(one, many, strict=True):
+        assert a == pytest.approx(b, rel=1e-3)
 
 
 def test_metrics_of_an_interrupted_attempt_are_not_counted_twice(digits_dir, tmp_path):

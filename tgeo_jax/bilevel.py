@@ -12,6 +12,8 @@ Estimators, exact unless said:
   finite_difference: DARTS's central difference along w, for comparison. It evaluates the inner
     loss at p +- eps w, so it also sees through `stop_gradient`: whatever must stay fixed has to
     be computed outside the inner loss.
+`mixed` needs forward-mode derivatives of the inner loss: a function with `jax.custom_vjp` and no
+`custom_jvp` in it wants `reverse`.
 
 References: one-step unrolling as in DARTS (arXiv 1806.09055, equations 7 and 8) and
 Meta-Weight-Net (arXiv 1902.07379); mixed-mode products as in Pearlmutter 1994.
@@ -167,46 +169,21 @@ def unrolled(
     """
     _check_estimator(estimator)
 
-    def forward(m: PyTree) -> tuple[jax.Array, tuple]:
-        def body(carry: PyTree, batch: PyTree) -> tuple[PyTree, tuple]:
-            p, s = carry
-            value, grads = jax.value_and_grad(inner_loss)(p, m, batch)
-            return _apply(optimizer, grads, s, p), (carry, grads, value)
-
-        (p, s), history = jax.lax.scan(body, (params, opt_state), batches)
-        return outer_loss(p), (p, s, history)
+    def after_steps(m: PyTree) -> tuple[jax.Array, tuple]:
+        p, s, history = _trajectory(inner_loss, params, m, optimizer, opt_state, batches)
+        return outer_loss(p), (p, s, history[2])
 
     if estimator == "reverse":
-        (outer_value, (p, s, history)), meta_grads = jax.value_and_grad(forward, has_aux=True)(
-            meta_params
+        grad = jax.value_and_grad(after_steps, has_aux=True)
+        (outer_value, (p, s, values)), meta_grads = grad(meta_params)
+    else:
+        p, s, history = _trajectory(inner_loss, params, meta_params, optimizer, opt_state, batches)
+        outer_value, cotangent = jax.value_and_grad(outer_loss)(p)
+        values = history[2]
+        meta_grads = _walk_back(
+            inner_loss, cotangent, s, meta_params, optimizer, history, batches, estimator
         )
-        return OneStep(meta_grads, p, s, jnp.mean(history[2]), outer_value, None, None)
-
-    _, (p, s, (carries, grads, values)) = forward(meta_params)
-    outer_value, cotangent = jax.value_and_grad(outer_loss)(p)
-
-    def backward(adjoint: tuple, step: tuple) -> tuple[tuple, None]:
-        cotangent_p, cotangent_s, meta_grads = adjoint
-        (p, s), g, batch = step
-
-        # Step counters and keys have no cotangent: only the state's floating leaves travel.
-        def update(g: PyTree, s_floats: list, p: PyTree) -> tuple[PyTree, list]:
-            new_p, new_s = _apply(optimizer, g, _with_float_leaves(s, s_floats), p)
-            return new_p, _float_leaves(new_s)
-
-        _, pull_back = jax.vjp(update, g, _float_leaves(s), p)
-        direction, cotangent_s, direct_p = pull_back((cotangent_p, cotangent_s))
-        step_loss = _with_aux(lambda p, m: inner_loss(p, m, batch), False)
-        hessian_vector, share = _mixed_products(step_loss, p, meta_params, direction)
-        if estimator == "finite_difference":
-            share = _central_difference(step_loss, p, meta_params, direction)
-        return (_add(direct_p, hessian_vector), cotangent_s, _add(meta_grads, share)), None
-
-    zeros = jax.tree.map(jnp.zeros_like, (_float_leaves(s), meta_params))
-    adjoint, _ = jax.lax.scan(
-        backward, (cotangent, *zeros), (carries, grads, batches), reverse=True
-    )
-    return OneStep(adjoint[2], p, s, jnp.mean(values), outer_value, None, None)
+    return OneStep(meta_grads, p, s, jnp.mean(values), outer_value, None, None)
 
 
 def forward(apply: Callable[[PyTree], tuple[PyTree, Any]], params: PyTree) -> Forward:
@@ -261,6 +238,10 @@ def prequential(
     Returns:
         The `OneStep` and the `Forward` of the next batch at the new parameters.
 
+    References:
+        Dawid 1984, "Present position and potential developments: the prequential approach", for
+        the objective; the reuse of the forward pass is ours.
+
     Examples:
         >>> sgd = optax.sgd(0.1)
         >>> loss = lambda p, m: (0.5 * (p - m) ** 2, None)
@@ -306,6 +287,47 @@ def _one_step_reverse(inner, outer, params, meta_params, optimizer, opt_state) -
 
     meta_grads, rest = jax.grad(after_step, has_aux=True)(meta_params)
     return OneStep(meta_grads, *rest)
+
+
+def _trajectory(inner_loss, params, meta_params, optimizer, opt_state, batches):
+    """K steps: final params and opt_state, and of each step ((params, opt_state), grads, value)."""
+
+    def body(carry: PyTree, batch: PyTree) -> tuple[PyTree, tuple]:
+        p, s = carry
+        value, grads = jax.value_and_grad(inner_loss)(p, meta_params, batch)
+        return _apply(optimizer, grads, s, p), (carry, grads, value)
+
+    (p, s), history = jax.lax.scan(body, (params, opt_state), batches)
+    return p, s, history
+
+
+def _walk_back(
+    inner_loss, cotangent, last_state, meta_params, optimizer, history, batches, estimator
+) -> PyTree:
+    """Pulls the outer gradient back through the steps and adds up their meta-gradients."""
+
+    def backward(adjoint: tuple, step: tuple) -> tuple[tuple, None]:
+        cotangent_p, cotangent_s, meta_grads = adjoint
+        (p, s), g, batch = step
+
+        # Step counters and keys have no cotangent: only the state's floating leaves travel.
+        def update(g: PyTree, s_floats: list, p: PyTree) -> tuple[PyTree, list]:
+            new_p, new_s = _apply(optimizer, g, _with_float_leaves(s, s_floats), p)
+            return new_p, _float_leaves(new_s)
+
+        _, pull_back = jax.vjp(update, g, _float_leaves(s), p)
+        direction, cotangent_s, direct_p = pull_back((cotangent_p, cotangent_s))
+        step_loss = _with_aux(lambda p, m: inner_loss(p, m, batch), False)
+        hessian_vector, share = _mixed_products(step_loss, p, meta_params, direction)
+        if estimator == "finite_difference":
+            share = _central_difference(step_loss, p, meta_params, direction)
+        return (_add(direct_p, hessian_vector), cotangent_s, _add(meta_grads, share)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, (_float_leaves(last_state), meta_params))
+    (_, _, meta_grads), _ = jax.lax.scan(
+        backward, (cotangent, *zeros), (*history[:2], batches), reverse=True
+    )
+    return meta_grads
 
 
 def _apply(optimizer, grads: PyTree, opt_state: PyTree, params: PyTree) -> tuple[PyTree, PyTree]:

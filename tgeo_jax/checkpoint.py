@@ -14,7 +14,7 @@ from orbax.checkpoint import v1 as ocp
 from tgeo_jax.errors import CheckpointError
 
 PyTree = Any
-# The newest may be damaged by whatever stopped the run; the one before is then still there.
+# Should the newest turn out to be damaged, the one before is still there.
 _KEEP = 2
 
 
@@ -35,11 +35,13 @@ class Checkpoints:
         self._closed = False
 
     def save(self, step: int, state: PyTree, best: PyTree) -> None:
-        """Starts saving; returns when the arrays may be overwritten."""
+        """Starts saving, unless this step is saved already; returns when arrays may change."""
+        self._checkpointer.wait()
+        if self.latest_step() == step:
+            return
         # Copied on the device: the next dispatch donates these buffers, and on CPU the writer
         # reads them in place.
         items = jax.tree.map(jnp.copy, {"state": state, "best": best})
-        self._checkpointer.wait()
         self._checkpointer.save_checkpointables_async(
             step, {name: flax.serialization.to_state_dict(item) for name, item in items.items()}
         )
@@ -50,13 +52,24 @@ class Checkpoints:
         return None if latest is None else latest.step
 
     def restore(self, state: PyTree, best: PyTree) -> tuple[PyTree, PyTree]:
-        """The newest checkpoint, laid out and placed like the given examples."""
+        """The newest checkpoint, laid out and placed like the given examples.
+
+        Raises:
+            CheckpointError: it cannot be read; what to do to go on from the one before.
+        """
         examples = {"state": state, "best": best}
         abstract = {
             name: jax.tree.map(_abstract, flax.serialization.to_state_dict(item))
             for name, item in examples.items()
         }
-        found = self._checkpointer.load_checkpointables(self.latest_step(), abstract)
+        step = self.latest_step()
+        try:
+            found = self._checkpointer.load_checkpointables(step, abstract)
+        except Exception as error:
+            raise CheckpointError(
+                f"{self._checkpointer.directory}/{step}: this checkpoint cannot be read ({error}); "
+                "move that folder away, and the same command goes on from the one before"
+            ) from error
         restored = {
             name: flax.serialization.from_state_dict(item, found[name])
             for name, item in examples.items()
@@ -84,6 +97,12 @@ def load_network(directory: pathlib.Path, which: str, seed_index: int = 0) -> Py
     Raises:
         CheckpointError: no complete checkpoint there, or not of that seed.
         ValueError: `which` is neither.
+
+    Examples:
+        >>> load_network(pathlib.Path("/nowhere"), "last")
+        Traceback (most recent call last):
+        ...
+        tgeo_jax.errors.CheckpointError: /nowhere: no such folder, so no checkpoint to load
     """
     if which not in ("last", "best"):
         raise ValueError(f"which={which!r}: must be 'last' or 'best'")

@@ -7,7 +7,6 @@ a new value brings its own section, and switching by name on the command line ne
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import json
 import math
@@ -18,7 +17,7 @@ from ml_collections import ConfigDict
 
 from tgeo_jax import bilevel, distill, losses, optimizers, ratios, roles
 from tgeo_jax.errors import ConfigError, nearest
-from tgeo_jax.models.build import MODELS
+from tgeo_jax.models.build import MODELS, default_options
 
 # Whether a value is right, and what would be: a phrase after "must", or the known names.
 Rule = tuple[Callable[[Any], bool], str | tuple[str, ...]]
@@ -96,6 +95,12 @@ def check(config: ConfigDict) -> None:
             raise ConfigError(f"{field}={value!r}: {problem}")
     _check_options(config)
     _check_models(config)
+    _check_schedule(config, "optimizer")
+    _check_schedule(config, "meta.optimizer")
+    if config.seed + config.seeds > 2**32:
+        raise ConfigError(
+            f"seeds={config.seeds}: seeds {config.seed}, ... must stay below 2**32 = {2**32}"
+        )
     if config.seeds % config.mesh.seed:
         raise ConfigError(
             f"mesh.seed={config.mesh.seed}: must divide seeds={config.seeds}, so that every "
@@ -173,15 +178,7 @@ def _axis(table: dict[str, Callable], name: str) -> dict[str, Any]:
 
 
 def _models(name: str) -> dict[str, Any]:
-    sections = {
-        key: {
-            field.name: field.default
-            for field in dataclasses.fields(network)
-            if field.name not in ("parent", "name", "num_classes")
-        }
-        for key, network in MODELS.items()
-    }
-    return {"name": name, **sections}
+    return {"name": name, **{key: default_options(key) for key in MODELS}}
 
 
 def _optimizer_section(name: str, *, learning_rate: float, weight_decay: float) -> dict[str, Any]:
@@ -210,8 +207,8 @@ _POSITIVE_INT = (
 )
 _NOT_NEGATIVE_INT = (lambda v: isinstance(v, int) and v >= 0, "be an integer >= 0")
 _SEED = (
-    lambda v: isinstance(v, int) and 0 <= v < 2**32 - 1000,
-    "be an integer in [0, 2**32 - 1000)",
+    lambda v: isinstance(v, int) and 0 <= v < 2**32,
+    "be an integer in [0, 2**32)",
 )
 _POSITIVE = (lambda v: v > 0 and math.isfinite(v), "be a finite number > 0")
 _NOT_NEGATIVE = (lambda v: v >= 0 and math.isfinite(v), "be a finite number >= 0")
@@ -316,6 +313,24 @@ def _check_options(config: ConfigDict) -> None:
         raise ConfigError(
             f"meta.estimator={config.meta.estimator!r}: must be 'mixed' with "
             "meta.order='prequential', which reuses the forward pass"
+        )
+
+
+def _check_schedule(config: ConfigDict, path: str) -> None:
+    section = _get(config, path)
+    if section.warmup_epochs >= config.train.epochs:
+        raise ConfigError(
+            f"{path}.warmup_epochs={section.warmup_epochs}: must be less than "
+            f"train.epochs={config.train.epochs}, or the learning rate is never reached"
+        )
+    if section.schedule == "step" and any(e <= section.warmup_epochs for e in section.drop_epochs):
+        raise ConfigError(
+            f"{path}.drop_epochs={tuple(section.drop_epochs)}: must come after "
+            f"{path}.warmup_epochs={section.warmup_epochs}"
+        )
+    if section.nesterov and (section.name != "sgd" or section.momentum == 0):
+        raise ConfigError(
+            f"{path}.nesterov=True: must go with {path}.name='sgd' and {path}.momentum > 0"
         )
 
 

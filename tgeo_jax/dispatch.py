@@ -105,10 +105,13 @@ class Dispatcher:
 
         def step(state: TrainState, extra: PyTree, indices: PyTree) -> tuple:
             batch = self._gather(data.train, indices[0])
-            stepped, found = of_seed(state, batch, self._gather(data.validation, indices[1]))
+            outer = batch if len(indices) == 1 else self._gather(data.validation, indices[1])
+            stepped, found = of_seed(state, batch, outer)
             return stepped, extra, found
 
         train = self._order(state, data.train, num_steps, self._batch_size, Purpose.TRAIN_ORDER)
+        if not distill.learns_ratio(state):
+            return step, (), (train,)
         validation = self._order(
             state, data.validation, num_steps, self._meta_batch_size, Purpose.VALIDATION_ORDER
         )

@@ -132,6 +132,18 @@ def train_step(
     References:
         TGeo-KD (arXiv 2312.15112), bilevel objective; alternation as in its released code
         (student_first) or Meta-Weight-Net (fusion_first, arXiv 1902.07379).
+
+    Examples:
+        >>> from tgeo_jax import models
+        >>> method = Distillation(
+        ...     models.build("mlp", 10), 10, roles.alone(None), losses.soft_loss("kl"),
+        ...     ratios.constant(), optax.sgd(0.1), optax.adam(1e-3), 100,
+        ...     lambda key, images: images, lambda images: images)
+        >>> batch = Batch(jnp.ones((2, 8, 8, 1)), jnp.array([0, 1]))
+        >>> state = init_state(method, 0, batch.images_BxHxWxC)
+        >>> state, found = train_step(method, Teacher(None, None))(state, batch, batch)
+        >>> int(state.step), sorted(found)
+        (1, ['accuracy', 'hard_loss'])
     """
 
     def step(state: TrainState, batch: Batch, val_batch: Batch):
@@ -153,14 +165,31 @@ def train_step(
 
 
 def learns_ratio(state: TrainState) -> bool:
-    """Whether the ratio has meta-parameters; static, so usable while tracing."""
+    """Whether the ratio has meta-parameters; static, so usable while tracing.
+
+    Examples:
+        >>> none = jnp.zeros(())
+        >>> state = TrainState(none, none, Learner({}, {}, ()), Fusion({"alpha": none}, ()))
+        >>> learns_ratio(state), learns_ratio(state.replace(fusion=Fusion({}, ())))
+        (True, False)
+    """
     return bool(jax.tree.leaves(state.fusion.params))
 
 
 def prequential_start(
     method: Distillation, teacher: Teacher, state: TrainState, batch: Batch
 ) -> bilevel.Forward:
-    """The student's forward pass on a batch, ready to be differentiated by `prequential_step`."""
+    """The student's forward pass on a batch, ready to be differentiated by `prequential_step`.
+
+    Args:
+        method: what is trained, with order `prequential`.
+        teacher: its variables and class means.
+        state: before the step.
+        batch: the first batch.
+
+    Returns:
+        What `prequential_step` takes as `current`; later ones come from the step before.
+    """
     view = _look(method, teacher, state.seed, state.step, batch)
     apply = _viewer(method, state, state.student.batch_stats, view)
     return bilevel.forward(apply, state.student.params)
@@ -275,14 +304,19 @@ def _fused_loss(
     if view.teacher_logits_BxK is None:
         return jnp.mean(hard_B), _Seen(logits_BxK, view.labels_B, hard_B, None, None)
     soft_B = method.soft_loss(logits_BxK, view.teacher_logits_BxK, view.labels_B)
+    seen_logits_BxK, seen_hard_B, seen_soft_B = logits_BxK, hard_B, soft_B
+    if anchor_logits_BxK is not None:
+        seen_logits_BxK = anchor_logits_BxK
+        seen_hard_B = losses.cross_entropy(anchor_logits_BxK, view.labels_B)
+        seen_soft_B = method.soft_loss(anchor_logits_BxK, view.teacher_logits_BxK, view.labels_B)
     # Here and only here: a ratio is a constant with respect to the student.
     situation = jax.lax.stop_gradient(
         ratios.Situation(
-            student_logits_BxK=logits_BxK if anchor_logits_BxK is None else anchor_logits_BxK,
+            student_logits_BxK=seen_logits_BxK,
             teacher_logits_BxK=view.teacher_logits_BxK,
             labels_B=view.labels_B,
-            hard_B=hard_B,
-            soft_B=soft_B,
+            hard_B=seen_hard_B,
+            soft_B=seen_soft_B,
             class_means_KxK=teacher.class_means_KxK,
             progress=state.step / method.total_steps,
         )

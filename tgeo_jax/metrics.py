@@ -123,7 +123,8 @@ def histogram_quantile(counts: np.ndarray, quantile: float) -> float:
         >>> histogram_quantile(np.array([0, 4, 4, 0]), 0.25)
         0.375
     """
-    cumulative = np.concatenate([[0.0], np.cumsum(counts)]) / np.sum(counts)
+    cumulative = np.concatenate([[0.0], np.cumsum(counts, dtype=np.float64)])
+    cumulative /= cumulative[-1]
     edges = np.linspace(0, 1, len(counts) + 1)
     index = int(np.searchsorted(cumulative, quantile, side="left"))
     if index == 0:

@@ -45,7 +45,9 @@ def schedule(section: Any, steps_per_epoch: int, epochs: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), main], [warmup])
 
 
-def build(section: Any, steps_per_epoch: int, epochs: int) -> optax.GradientTransformation:
+def build(
+    section: Any, steps_per_epoch: int, epochs: int, every: int = 1
+) -> optax.GradientTransformation:
     """Optimiser with clipping, weight decay and schedule.
 
     Weight decay is added to the gradient before momentum, as PyTorch's SGD and Adam do, except
@@ -55,6 +57,7 @@ def build(section: Any, steps_per_epoch: int, epochs: int) -> optax.GradientTran
         section: an optimizer section of the configuration.
         steps_per_epoch: for the schedule.
         epochs: for the schedule.
+        every: training steps from one update to the next; the schedule follows training steps.
 
     Returns:
         An optax transformation. Adam has `eps_root > 0`: its derivative is NaN without, where
@@ -69,7 +72,11 @@ def build(section: Any, steps_per_epoch: int, epochs: int) -> optax.GradientTran
         >>> print(sgd.update(grad, sgd.init(param), param)[0])    # -0.5 (1 + 0.1 * 2)
         -0.6
     """
-    rate = schedule(section, steps_per_epoch, epochs)
+    by_step = schedule(section, steps_per_epoch, epochs)
+
+    def rate(updates: jax.typing.ArrayLike) -> jax.typing.ArrayLike:
+        return by_step(updates * every)
+
     parts = []
     if section.clip_norm > 0:
         parts.append(_clip_by_global_norm(section.clip_norm))

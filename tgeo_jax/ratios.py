@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tgeo_jax import geometry
+from tgeo_jax import geometry, shapes
 
 Array = jax.Array
 MetaParams = Any  # a pytree of arrays
@@ -68,6 +68,7 @@ class FusionNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, features_BxF: Array) -> Array:
+        shapes.check(features_BxF=features_BxF)
         x = features_BxF
         for width in self.hidden:
             x = nn.leaky_relu(nn.Dense(width)(x), negative_slope=0.01)

@@ -189,7 +189,7 @@ def _band(
     line: str,
     percent: bool = False,
 ) -> None:
-    """Mean over seeds by epoch, with one standard deviation. An epoch needs all of its seeds."""
+    """Mean over seeds by epoch, with one standard deviation; over those seeds that measured it."""
     by_epoch: dict[float, list[float]] = {}
     for record in writers.read_records(folder.metrics):
         if field in record:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tgeo_jax import distill, geometry, losses, ratios
+from tgeo_jax import distill, losses, ratios
 from tgeo_jax.state import Batch, Teacher, TrainState
 
 Array = jax.Array
@@ -24,7 +24,19 @@ def ratios_of_samples(
     teacher_logits_NxK: np.ndarray,
     labels_N: np.ndarray,
 ) -> np.ndarray:
-    """The teacher's share for every sample and seed, on clean images, [seeds, N]."""
+    """The teacher's share for every sample and seed, on clean images.
+
+    Args:
+        method: what was trained.
+        teacher: its class means.
+        state: after training, leaves [seeds, ...].
+        student_logits_SxNxK: of every seed's student, evaluation mode.
+        teacher_logits_NxK: of the teacher.
+        labels_N: class indices.
+
+    Returns:
+        ratio_SxN in [0, 1].
+    """
 
     teacher_logits, labels = jnp.asarray(teacher_logits_NxK), jnp.asarray(labels_N)
 
@@ -46,25 +58,20 @@ def ratios_of_samples(
 def save(
     path: pathlib.Path,
     ratio_SxN: np.ndarray,
-    student_logits_SxNxK: np.ndarray,
     teacher_logits_NxK: np.ndarray,
     train: Batch,
 ) -> None:
     """Writes samples.npz: per-sample numbers of all samples, pictures of the first seed's extremes.
 
-    Arrays: `ratio` and `st_edge` [seeds, N]; `teacher_right`, `teacher_class`, `label` [N];
+    Arrays: `ratio` [seeds, N]; `teacher_right`, `teacher_class`, `label` [N];
     `lowest`, `highest` (indices) and `lowest_images`, `highest_images`.
     """
     labels_N = np.asarray(train.labels_B)
     order = np.argsort(ratio_SxN[0], kind="stable")
     ends = {"lowest": order[:EXTREMES], "highest": order[::-1][:EXTREMES]}
     images = np.asarray(train.images_BxHxWxC)
-    edge = jax.vmap(geometry.student_teacher_edge, in_axes=(0, None))
     arrays: dict[str, Any] = {
         "ratio": ratio_SxN,
-        "st_edge": np.asarray(
-            edge(jnp.asarray(student_logits_SxNxK), jnp.asarray(teacher_logits_NxK))
-        ),
         "teacher_class": teacher_logits_NxK.argmax(-1),
         "teacher_right": teacher_logits_NxK.argmax(-1) == labels_N,
         "label": labels_N,

@@ -14,9 +14,10 @@ from ml_collections import ConfigDict
 
 from tgeo_jax import __version__, checkpoint, distill, evaluate, parallel, samples
 from tgeo_jax import config as configs
+from tgeo_jax import workdir as workdirs
 from tgeo_jax.assemble import Run, assemble, teacher_context
 from tgeo_jax.dispatch import Dispatcher, Outcome, Resident
-from tgeo_jax.errors import TrainingError
+from tgeo_jax.errors import CheckpointError, TrainingError
 from tgeo_jax.metrics import Mean, summarise
 from tgeo_jax.state import Batch, Best, TrainState
 from tgeo_jax.workdir import Workdir
@@ -48,11 +49,12 @@ def run(config: ConfigDict, workdir: str | pathlib.Path, *, progress: bool = Tru
         return finished
     assembled = assemble(config)
     folder.claim(config)
-    trainer = _Trainer(assembled, folder, progress)
-    try:
-        return trainer.train()
-    finally:
-        trainer.close()
+    with workdirs.only_one(folder):
+        trainer = _Trainer(assembled, folder, progress)
+        try:
+            return trainer.train()
+        finally:
+            trainer.close()
 
 
 class _Trainer:
@@ -221,10 +223,16 @@ class _Trainer:
             teacher_logits,
             np.asarray(train.labels_B),
         )
-        samples.save(self.folder.samples, ratio, student_logits, teacher_logits, train)
+        samples.save(self.folder.samples, ratio, teacher_logits, train)
 
     def _result(self) -> dict[str, Any]:
         records = read_records(self.folder.metrics)
+        if not records or records[-1]["step"] != self.total_steps:
+            raise CheckpointError(
+                f"{self.folder.metrics}: lacks the records of the last step, {self.total_steps}, "
+                f"which {self.folder.checkpoints} has; restore the file, or remove the newest "
+                "checkpoint and run the command again"
+            )
         per_seed = [_summary_of_seed(seed, records) for seed in self.seeds]
         teacher = None
         if self.teacher_evaluator is not None:
@@ -301,15 +309,15 @@ def _batch(split: Any, sharding: Any) -> Batch:
 
 
 def _chunks(steps: int, largest: int) -> list[int]:
-    """Cuts steps into dispatches of nearly equal length: two lengths, so two compilations at most.
+    """Cuts an interval into dispatches whose lengths differ by one at most: two compilations.
 
     Examples:
         >>> _chunks(703, 300)
-        [235, 235, 233]
+        [235, 234, 234]
     """
     count = -(-steps // largest)
-    size = -(-steps // count)
-    return [min(size, steps - start) for start in range(0, steps, size)]
+    size, longer = divmod(steps, count)
+    return [size + 1] * longer + [size] * (count - longer)
 
 
 def _dispatches_in_flight(mesh: jax.sharding.Mesh) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -77,6 +80,26 @@ class Workdir:
             writers.write_atomically(self.path / "config.json", configs.to_json(config))
 
 
+@contextlib.contextmanager
+def only_one(folder: Workdir) -> Iterator[None]:
+    """Keeps a second process out of a run's folder while the first one trains in it.
+
+    The lock is the kernel's: it ends with its process, however that ends.
+
+    Raises:
+        ConfigError: another process is training there.
+    """
+    with (folder.path / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"--workdir={folder.path}: another process is training there; wait for it, stop "
+                "it, or use another folder"
+            ) from error
+        yield
+
+
 def trained(path: str, role: str) -> Workdir:
     """The folder of a finished run whose student will be used, as a teacher for instance.
 
@@ -86,6 +109,14 @@ def trained(path: str, role: str) -> Workdir:
 
     Raises:
         CheckpointError: no run there, or one that has not finished, with the way to get one.
+
+    Examples:
+        >>> trained("/nowhere", "teacher.workdir")
+        Traceback (most recent call last):
+        ...
+        tgeo_jax.errors.CheckpointError: teacher.workdir='/nowhere': no run there; train one with
+          python -m experiments.main --config=configs/digits/teacher.py --workdir=/nowhere
+        or name the workdir of a run that exists
     """
     folder = Workdir(pathlib.Path(path))
     if not (folder.path / "config.json").exists():

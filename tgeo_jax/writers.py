@@ -56,6 +56,8 @@ class Writers:
             for name, value in record.items():
                 if name not in ("step", "seed"):
                     writer.add_scalar(name, value, record["step"])
+        for writer in self._tensorboard.values():
+            writer.flush()
 
     def progress(self, step: int, **shown: str) -> None:
         """Moves the progress bar to a step."""
@@ -98,7 +100,15 @@ def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a whole file or nothing: a reader never sees half of it, a crash loses no old one."""
+    """Writes a whole file or nothing: a reader never sees half of it, a crash loses no old one.
+
+    Examples:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "note.txt"
+        ...     write_atomically(path, "whole")
+        ...     path.read_text()
+        'whole'
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w") as file:

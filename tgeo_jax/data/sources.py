@@ -76,6 +76,10 @@ def builder(name: str, data_dir: str = "") -> tfds.core.DatasetBuilder:
 
     Raises:
         ConfigError: an unknown dataset, with the nearest name.
+
+    Examples:
+        >>> builder("digits", "/nowhere").info.features["image"].shape
+        (8, 8, 1)
     """
     if name not in BUILDERS:
         raise ConfigError(f"data.name={name!r}: unknown dataset{nearest(name, BUILDERS)}")
@@ -83,7 +87,12 @@ def builder(name: str, data_dir: str = "") -> tfds.core.DatasetBuilder:
 
 
 def is_prepared(dataset: tfds.core.DatasetBuilder) -> bool:
-    """Whether a builder's files are there and complete."""
+    """Whether a builder's files are there and complete.
+
+    Examples:
+        >>> is_prepared(builder("digits", "/nowhere"))
+        False
+    """
     return (pathlib.Path(dataset.data_dir) / "dataset_info.json").exists()
 
 

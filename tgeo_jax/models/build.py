@@ -42,12 +42,23 @@ def build(name: str, num_classes: int, **options: Any) -> nn.Module:
         raise ValueError(f"model {name!r} is unknown{nearest(name, MODELS)}")
     if num_classes < 2:
         raise ValueError(f"num_classes={num_classes}: a classifier needs at least 2 classes")
-    fields = [
-        field.name
-        for field in dataclasses.fields(MODELS[name])
-        if field.name not in ("parent", "name", "num_classes")
-    ]
+    fields = default_options(name)
     for option in options:
         if option not in fields:
             raise ValueError(f"model {name!r} has no option {option!r}{nearest(option, fields)}")
     return MODELS[name](num_classes=num_classes, **options)
+
+
+def default_options(name: str) -> dict[str, Any]:
+    """The options of a network with their defaults.
+
+    Args:
+        name: a key of `MODELS`.
+
+    Examples:
+        >>> default_options("mlp")
+        {'hidden': (64,)}
+    """
+    not_options = ("parent", "name", "num_classes")
+    fields = [f for f in dataclasses.fields(MODELS[name]) if f.name not in not_options]
+    return {field.name: field.default for field in fields}
