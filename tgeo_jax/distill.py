@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tgeo_jax import bilevel, geometry, losses, metrics, randomness, ratios, roles
+from tgeo_jax import bilevel, losses, metrics, randomness, ratios, roles
+from tgeo_jax.metrics import Seen
 from tgeo_jax.randomness import Purpose
 from tgeo_jax.state import Batch, Fusion, Learner, Teacher, TrainState
 
@@ -237,7 +238,7 @@ def prequential_step(
         fusion = jax.tree.map(lambda a, b: jnp.where(updated, a, b), fusion, state.fusion)
     student = Learner(result.params, batch_stats, result.opt_state)
     outer = _outer_metric(result.outer_value, next_batch)
-    return _advance(state, student, fusion), following, _observe(result.inner_aux, outer)
+    return _advance(state, student, fusion), following, metrics.of_step(result.inner_aux, outer)
 
 
 class _View(NamedTuple):
@@ -246,16 +247,6 @@ class _View(NamedTuple):
     inputs: Any
     labels_B: Array
     teacher_logits_BxK: Array | None
-
-
-class _Seen(NamedTuple):
-    """What a step saw of each sample; source of its metrics."""
-
-    logits_BxK: Array
-    labels_B: Array
-    hard_B: Array
-    situation: ratios.Situation | None
-    weights: tuple[Array, Array] | None
 
 
 def _look(method: Distillation, teacher: Teacher, seed: Array, step: Array, batch: Batch) -> _View:
@@ -298,11 +289,11 @@ def _fused_loss(
     logits_BxK: Array,
     meta_params: PyTree,
     anchor_logits_BxK: Array | None = None,
-) -> tuple[Array, _Seen]:
+) -> tuple[Array, Seen]:
     """The inner loss from logits. The ratio sees `anchor_logits_BxK` where those are given."""
     hard_B = losses.cross_entropy(logits_BxK, view.labels_B)
     if view.teacher_logits_BxK is None:
-        return jnp.mean(hard_B), _Seen(logits_BxK, view.labels_B, hard_B, None, None)
+        return jnp.mean(hard_B), Seen(logits_BxK, view.labels_B, hard_B, None, None)
     soft_B = method.soft_loss(logits_BxK, view.teacher_logits_BxK, view.labels_B)
     seen_logits_BxK, seen_hard_B, seen_soft_B = logits_BxK, hard_B, soft_B
     if anchor_logits_BxK is not None:
@@ -323,13 +314,13 @@ def _fused_loss(
     )
     hard_weight_B, soft_weight_B = method.ratio.weights(meta_params, situation)
     loss = jnp.mean(hard_weight_B * hard_B + soft_weight_B * soft_B)
-    seen = _Seen(logits_BxK, view.labels_B, hard_B, situation, (hard_weight_B, soft_weight_B))
+    seen = Seen(logits_BxK, view.labels_B, hard_B, situation, (hard_weight_B, soft_weight_B))
     return loss, seen
 
 
 def _inner_loss(
     method: Distillation, teacher: Teacher, state: TrainState, batch: Batch
-) -> Callable[[PyTree, PyTree], tuple[Array, tuple[PyTree, _Seen]]]:
+) -> Callable[[PyTree, PyTree], tuple[Array, tuple[PyTree, Seen]]]:
     view = _look(method, teacher, state.seed, state.step, batch)
     apply = _viewer(method, state, state.student.batch_stats, view)
     anchor_logits_BxK = None
@@ -337,7 +328,7 @@ def _inner_loss(
         # Finite differences see through stop_gradient: fix what the ratio looks at from outside.
         anchor_logits_BxK = apply(state.student.params)[0]
 
-    def loss(params: PyTree, meta_params: PyTree) -> tuple[Array, tuple[PyTree, _Seen]]:
+    def loss(params: PyTree, meta_params: PyTree) -> tuple[Array, tuple[PyTree, Seen]]:
         logits_BxK, (batch_stats, _) = apply(params)
         value, seen = _fused_loss(
             method, teacher, state, view, logits_BxK, meta_params, anchor_logits_BxK
@@ -350,12 +341,12 @@ def _inner_loss(
 def _plain_step(method: Distillation, teacher: Teacher, state: TrainState, batch: Batch):
     inner_loss = _inner_loss(method, teacher, state, batch)
     student, seen = _real_step(method, inner_loss, state, state.fusion.params)
-    return _advance(state, student, state.fusion), _observe(seen, _no_outer_metric())
+    return _advance(state, student, state.fusion), metrics.of_step(seen, _no_outer_metric())
 
 
 def _real_step(
     method: Distillation, inner_loss: Callable, state: TrainState, meta_params: PyTree
-) -> tuple[Learner, _Seen]:
+) -> tuple[Learner, Seen]:
     student = state.student
     (_, (batch_stats, seen)), grads = jax.value_and_grad(inner_loss, has_aux=True)(
         student.params, meta_params
@@ -392,7 +383,7 @@ def _meta_step(
         batch_stats, seen = result.inner_aux
         student = Learner(result.params, batch_stats, result.opt_state)
     outer = _outer_metric(result.outer_value, val_batch)
-    return _advance(state, student, fusion), _observe(seen, outer)
+    return _advance(state, student, fusion), metrics.of_step(seen, outer)
 
 
 def _update_fusion(method: Distillation, fusion: Fusion, meta_grads: PyTree) -> Fusion:
@@ -411,21 +402,3 @@ def _outer_metric(outer_value: Array, val_batch: Batch) -> metrics.Mean:
 
 def _no_outer_metric() -> metrics.Mean:
     return metrics.Mean(jnp.zeros(()), jnp.zeros(()))
-
-
-def _observe(seen: _Seen, outer: metrics.Mean) -> dict[str, metrics.Mean]:
-    right_B = jnp.argmax(seen.logits_BxK, axis=-1) == seen.labels_B
-    found = {"hard_loss": metrics.mean(seen.hard_B), "accuracy": metrics.mean(right_B)}
-    if seen.situation is None or seen.weights is None:
-        return found
-    teacher_logits_BxK = seen.situation.teacher_logits_BxK
-    return found | {
-        "soft_loss": metrics.mean(seen.situation.soft_B),
-        "teacher_loss": metrics.mean(losses.cross_entropy(teacher_logits_BxK, seen.labels_B)),
-        "outer_loss": outer,
-        **metrics.ratio_metrics(
-            ratios.teacher_share(*seen.weights),
-            jnp.argmax(teacher_logits_BxK, axis=-1) == seen.labels_B,
-            geometry.student_teacher_edge(seen.logits_BxK, teacher_logits_BxK),
-        ),
-    }

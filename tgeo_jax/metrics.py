@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+
+from tgeo_jax import geometry, losses, ratios
 
 Array = jax.Array
 RATIO_BINS = 50  # over [0, 1]; quantiles of the ratio are therefore good to 0.02
@@ -37,6 +41,51 @@ def mean(values_B: Array, where_B: Array | None = None) -> Mean:
     # where, not a product: a masked sample may hold inf or NaN.
     selected_B = jnp.where(weight_B > 0, values_B.astype(jnp.float32), 0.0)
     return Mean(jnp.sum(selected_B * weight_B), jnp.sum(weight_B))
+
+
+class Seen(NamedTuple):
+    """What a step saw of each sample; the last two are None where nobody teaches."""
+
+    logits_BxK: Array
+    labels_B: Array
+    hard_B: Array
+    situation: ratios.Situation | None
+    weights: tuple[Array, Array] | None
+
+
+def of_step(seen: Seen, outer: Mean) -> dict[str, Mean]:
+    """All metrics of one training step.
+
+    Args:
+        seen: what the step saw.
+        outer: the outer loss, with a count of 0 where there was none.
+
+    Returns:
+        `hard_loss` and `accuracy`; with a teacher also `soft_loss`, `teacher_loss` (its
+        cross-entropy), `outer_loss` and those of `ratio_metrics`.
+
+    Examples:
+        >>> logits, labels = jnp.eye(2), jnp.array([0, 0])
+        >>> seen = Seen(logits, labels, losses.cross_entropy(logits, labels), None, None)
+        >>> found = of_step(seen, Mean(0.0, 0.0))
+        >>> print(found["accuracy"].total / found["accuracy"].count)
+        0.5
+    """
+    right_B = jnp.argmax(seen.logits_BxK, axis=-1) == seen.labels_B
+    found = {"hard_loss": mean(seen.hard_B), "accuracy": mean(right_B)}
+    if seen.situation is None or seen.weights is None:
+        return found
+    teacher_logits_BxK = seen.situation.teacher_logits_BxK
+    return found | {
+        "soft_loss": mean(seen.situation.soft_B),
+        "teacher_loss": mean(losses.cross_entropy(teacher_logits_BxK, seen.labels_B)),
+        "outer_loss": outer,
+        **ratio_metrics(
+            ratios.teacher_share(*seen.weights),
+            jnp.argmax(teacher_logits_BxK, axis=-1) == seen.labels_B,
+            geometry.student_teacher_edge(seen.logits_BxK, teacher_logits_BxK),
+        ),
+    }
 
 
 def ratio_metrics(ratio_B: Array, teacher_right_B: Array, st_edge_B: Array) -> dict[str, Mean]:
