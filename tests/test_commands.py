@@ -53,6 +53,13 @@ def test_readmes_commands_run_in_their_order(command, tmp_path):
     assert (tmp_path / "tgeo" / "report" / "index.html").exists()
 
 
+def test_what_the_readme_links_to_exists():
+    links = re.findall(r"\]\(([^)#]+)", README)
+    assert len(links) > 4
+    for link in links:
+        assert link.startswith("https://") or (ROOT / link).exists(), link
+
+
 def test_make_runs_what_the_readme_promises():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"`?make (\w+)", README):
