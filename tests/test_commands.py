@@ -10,7 +10,9 @@ import shlex
 import pytest
 
 import tgeo_jax
+from experiments import commandline
 from tests.conftest import ROOT
+from tgeo_jax.errors import ConfigError
 
 README = (ROOT / "README.md").read_text()
 SHORT = ["--config.train.epochs=1"]
@@ -132,6 +134,13 @@ def test_bad_input_is_one_message_without_a_traceback(command, tmp_path, argumen
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_config_file_that_returns_something_else_is_refused(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text("def get_config():\n    return {}\n")
+    with pytest.raises(ConfigError, match=r"get_config\(\) returned dict, not a ConfigDict"):
+        commandline.checked({}, str(path))
 
 
 def test_an_unknown_dataset_is_named_with_the_nearest(command):

@@ -66,6 +66,20 @@ def test_constant_ratio_step_is_sgd_on_hintons_loss():
     _close(after.student.params, expected)
 
 
+def _check_is_sgd_with_fixed_weights(method, state, images, teacher_logits, alpha):
+    """The step must follow the gradient of the fused loss with these very weights."""
+
+    def loss(params):
+        logits, _ = _train_mode(method, state, params, images)
+        hard = losses.cross_entropy(logits, BATCH.labels_B)
+        soft = losses.kl(logits, teacher_logits, temperature=methods.TEMPERATURE)
+        return jnp.mean((1 - alpha) * hard + alpha * soft)
+
+    grads = jax.jit(jax.grad(loss))(state.student.params)
+    expected = jax.tree.map(lambda p, g: p - methods.RATE * g, state.student.params, grads)
+    _close(_step(method, state)[0].student.params, expected)
+
+
 def test_a_ratio_of_ones_own_is_a_constant_for_the_student_too():
     """Even one that forgets to stop gradients: its weights would pull on the loss otherwise."""
 
@@ -82,15 +96,7 @@ def test_a_ratio_of_ones_own_is_a_constant_for_the_student_too():
     hard = losses.cross_entropy(logits, BATCH.labels_B)
     alpha = jax.nn.sigmoid(hard + logits[:, 0])
 
-    def loss(params):
-        logits, _ = _train_mode(method, state, params, images)
-        hard = losses.cross_entropy(logits, BATCH.labels_B)
-        soft = losses.kl(logits, teacher_logits, temperature=methods.TEMPERATURE)
-        return jnp.mean((1 - alpha) * hard + alpha * soft)
-
-    grads = jax.jit(jax.grad(loss))(state.student.params)
-    expected = jax.tree.map(lambda p, g: p - methods.RATE * g, state.student.params, grads)
-    _close(_step(method, state)[0].student.params, expected)
+    _check_is_sgd_with_fixed_weights(method, state, images, teacher_logits, alpha)
 
 
 def test_learned_ratio_is_a_constant_for_the_student():
@@ -104,15 +110,7 @@ def test_learned_ratio_is_a_constant_for_the_student():
     )
     _, alpha = method.ratio.weights(state.fusion.params, situation)
 
-    def loss(params):
-        logits, _ = _train_mode(method, state, params, images)
-        hard = losses.cross_entropy(logits, BATCH.labels_B)
-        soft = losses.kl(logits, teacher_logits, temperature=methods.TEMPERATURE)
-        return jnp.mean((1 - alpha) * hard + alpha * soft)
-
-    grads = jax.jit(jax.grad(loss))(state.student.params)
-    expected = jax.tree.map(lambda p, g: p - methods.RATE * g, state.student.params, grads)
-    _close(_step(method, state)[0].student.params, expected)
+    _check_is_sgd_with_fixed_weights(method, state, images, teacher_logits, alpha)
 
 
 @pytest.mark.parametrize("order", distill.ORDERS)
