@@ -87,14 +87,7 @@ def init_state(method: Distillation, seed: Array | int, images_BxHxWxC: Array) -
     Returns:
         A `TrainState` at step 0.
 
-    Examples:
-        >>> from tgeo_jax import models
-        >>> method = Distillation(
-        ...     models.build("mlp", 10), 10, roles.alone(None), losses.soft_loss("kl"),
-        ...     ratios.constant(), optax.sgd(0.1), optax.adam(1e-3), 100,
-        ...     lambda key, images: images, lambda images: images)
-        >>> int(init_state(method, 0, jnp.zeros((1, 8, 8, 1))).step)
-        0
+    Examples: in `train_step`, which needs the same method.
     """
     variables = method.student.init(
         randomness.key(seed, 0, Purpose.STUDENT_INIT), method.clean_view(images_BxHxWxC)
@@ -141,10 +134,10 @@ def train_step(
         ...     ratios.constant(), optax.sgd(0.1), optax.adam(1e-3), 100,
         ...     lambda key, images: images, lambda images: images)
         >>> batch = Batch(jnp.ones((2, 8, 8, 1)), jnp.array([0, 1]))
-        >>> state = init_state(method, 0, batch.images_BxHxWxC)
-        >>> state, found = train_step(method, Teacher(None, None))(state, batch, batch)
-        >>> int(state.step), sorted(found)
-        (1, ['accuracy', 'hard_loss'])
+        >>> start = init_state(method, 0, batch.images_BxHxWxC)
+        >>> state, found = train_step(method, Teacher(None, None))(start, batch, batch)
+        >>> int(start.step), int(state.step), sorted(found)
+        (0, 1, ['accuracy', 'hard_loss'])
     """
 
     def step(state: TrainState, batch: Batch, val_batch: Batch):

@@ -48,10 +48,11 @@ class Evaluator:
 
     def __init__(self, predict: Predict, batch_size: int, seeds: bool):
         self._batch_size = batch_size
-        axis = 0 if seeds else None
-        over_seeds = jax.vmap if seeds else lambda function, in_axes: function
-        self._logits = jax.jit(over_seeds(predict, in_axes=(axis, None)))
-        self._sums = jax.jit(over_seeds(_batch_sums(predict), in_axes=(axis, None, None)))
+        sums = _batch_sums(predict)
+        if seeds:
+            predict = jax.vmap(predict, in_axes=(0, None))
+            sums = jax.vmap(sums, in_axes=(0, None, None))
+        self._logits, self._sums = jax.jit(predict), jax.jit(sums)
 
     def metrics(self, variables: Variables, split: Batch) -> dict[str, metrics.Mean]:
         """Sums over the split: `accuracy` in [0, 1] and `cross_entropy` in nats, [seeds] or scalar.
