@@ -28,7 +28,8 @@ def method(**changes) -> distill.Distillation:
         "ratio": ratios.tgeo(hidden=(4,)),
         "optimizer": optax.sgd(RATE, momentum=0.9),
         "fusion_optimizer": optax.sgd(1.0),
-        "total_steps": 100,
+        "steps_per_epoch": 10,
+        "num_epochs": 10,
         "training_view": resident.augment(clean_view, crop_padding=1, flip=False),
         "clean_view": clean_view,
     }

@@ -150,7 +150,8 @@ def test_normalise_by_hand():
 
 
 def training_view(clean_view=lambda images: images, *, crop_padding=0, flip=False):
-    return jax.jit(resident.augment(clean_view, crop_padding=crop_padding, flip=flip))
+    view = resident.augment(clean_view, crop_padding=crop_padding, flip=flip)
+    return jax.jit(lambda key, images: view(jax.random.split(key, len(images)), images))
 
 
 IMAGE = np.arange(1, 33, dtype=np.uint8).reshape(4, 4, 2)  # no two pixels alike, none zero

@@ -29,7 +29,7 @@ def _step(method, state, batch=BATCH, val_batch=VAL_BATCH):
 
 def _view(method, state):
     key = randomness.key(state.seed, state.step, Purpose.AUGMENT)
-    return method.training_view(key, BATCH.images_BxHxWxC)
+    return method.training_view(jax.random.split(key, 8), BATCH.images_BxHxWxC)
 
 
 def _train_mode(method, state, params, images):
@@ -106,7 +106,7 @@ def test_learned_ratio_is_a_constant_for_the_student():
     teacher_logits = method.role.teach(teacher.variables, images)
     logits, _ = _train_mode(method, state, state.student.params, images)
     situation = ratios.Situation(
-        logits, teacher_logits, BATCH.labels_B, None, None, teacher.class_means_KxK, 0.0
+        logits, teacher_logits, BATCH.labels_B, None, None, teacher.class_means_KxK, 1, 10
     )
     _, alpha = method.ratio.weights(state.fusion.params, situation)
 
@@ -124,7 +124,7 @@ def test_training_changes_the_fusion_network(order):
 def test_a_constant_ratio_has_nothing_to_learn_and_no_outer_loss():
     method = methods.method(ratio=ratios.constant())
     state = methods.start(method)
-    assert not distill.learns_ratio(state)
+    assert not method.meta_learned
     assert _step(method, state)[1]["outer_loss"].count == 0
 
 
@@ -242,7 +242,7 @@ def test_prequential_meta_gradient_is_that_of_the_next_training_loss():
     images = _view(method, state)
     teacher_logits = method.role.teach(teacher.variables, images)
     key = randomness.key(0, 1, Purpose.AUGMENT)
-    next_images = method.training_view(key, next_batch.images_BxHxWxC)
+    next_images = method.training_view(jax.random.split(key, 8), next_batch.images_BxHxWxC)
 
     def next_loss(params):
         logits, _ = _train_mode(method, state, params, next_images)
@@ -254,7 +254,7 @@ def test_prequential_meta_gradient_is_that_of_the_next_training_loss():
         soft = losses.kl(logits, teacher_logits, temperature=methods.TEMPERATURE)
         situation = jax.lax.stop_gradient(
             ratios.Situation(
-                logits, teacher_logits, BATCH.labels_B, hard, soft, teacher.class_means_KxK, 0.0
+                logits, teacher_logits, BATCH.labels_B, hard, soft, teacher.class_means_KxK, 1, 10
             )
         )
         hard_weight, soft_weight = method.ratio.weights(meta_params, situation)

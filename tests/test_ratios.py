@@ -21,7 +21,8 @@ def situation(seed=0, scale=2.0, dtype=np.float32):
         hard_B=jnp.asarray(random.rand(BATCH) * scale, jnp.float32),
         soft_B=jnp.asarray(random.rand(BATCH) * scale, jnp.float32),
         class_means_KxK=jnp.asarray(means / means.sum(1, keepdims=True), jnp.float32),
-        progress=jnp.float32(0.25),
+        epoch=jnp.int32(2),
+        num_epochs=9,
     )
 
 

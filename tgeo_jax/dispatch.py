@@ -25,7 +25,14 @@ Array = jax.Array
 PyTree = Any
 # (state, extra carry, indices) -> (state, extra carry, metrics), for all seeds
 Step = Callable[[TrainState, PyTree, PyTree], tuple[TrainState, PyTree, dict[str, Mean]]]
-_INNER_TERMS = ("hard_loss", "soft_loss", "teacher_loss")
+_INNER_TERMS = (
+    "hard_loss",
+    "soft_loss",
+    "teacher_loss",
+    "anchor_student_loss",
+    "student_teacher_loss",
+    "anchor_teacher_loss",
+)
 Report = tuple[dict[str, Mean], dict[str, Array]]  # metrics of one step, what was not finite
 
 
@@ -77,7 +84,7 @@ class Dispatcher:
         self, state: TrainState, teacher: Teacher, data: Resident, num_steps: int
     ) -> tuple[TrainState, Outcome]:
         healthy = jnp.ones((), bool)
-        if self._method.order == "prequential" and distill.learns_ratio(state):
+        if self._method.order == "prequential" and self._method.meta_learned:
             step, extra, xs = self._pipelined(state, teacher, data, num_steps)
         else:
             step, extra, xs = self._independent(state, teacher, data, num_steps)
@@ -110,7 +117,7 @@ class Dispatcher:
             return stepped, extra, found
 
         train = self._order(state, data.train, num_steps, self._batch_size, Purpose.TRAIN_ORDER)
-        if not distill.learns_ratio(state):
+        if not self._method.meta_learned:
             return step, (), (train,)
         validation = self._order(
             state, data.validation, num_steps, self._meta_batch_size, Purpose.VALIDATION_ORDER
@@ -172,8 +179,11 @@ def _keep_if_finite(
     # In the order of cause and effect; only the first is blamed, the rest follow from it.
     bad = {name: ~jnp.isfinite(found[name].total) for name in _INNER_TERMS if name in found}
     bad["student update"] = ~_all_finite(new.student)
-    if distill.learns_ratio(new):
+    if new.teacher is not None:
+        bad["teacher update"] = ~_all_finite(new.teacher)
+    if "outer_loss" in found:
         bad["outer_loss"] = ~jnp.isfinite(found["outer_loss"].total)
+    if jax.tree.leaves(new.fusion.params):
         bad["fusion update"] = ~_all_finite(new.fusion)
     blamed: dict[str, Array] = {}
     so_far = jnp.zeros_like(bad["hard_loss"])

@@ -19,6 +19,18 @@ from tgeo_jax import correlation, numeric, shapes
 from tgeo_jax.correlation import cmkd, dist
 
 Array = jax.Array
+__all__ = [
+    "SOFT_LOSSES",
+    "SoftLoss",
+    "cmkd",
+    "cross_entropy",
+    "dist",
+    "dkd",
+    "kl",
+    "logit_std",
+    "soft_loss",
+    "weighted_sum",
+]
 SoftLoss = Callable[[Array, Array, Array], Array]  # student_BxK, teacher_BxK, labels_B -> loss_B
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from tgeo_jax import geometry, losses, ratios
+from tgeo_jax import fusion, geometry, losses, roles
 
 Array = jax.Array
 RATIO_BINS = 50  # over [0, 1]; quantiles of the ratio are therefore good to 0.02
@@ -44,13 +44,14 @@ def mean(values_B: Array, where_B: Array | None = None) -> Mean:
 
 
 class Seen(NamedTuple):
-    """What a step saw of each sample; the last two are None where nobody teaches."""
+    """What a step saw of each sample; None where nobody teaches, or nothing anchors."""
 
     logits_BxK: Array
     labels_B: Array
     hard_B: Array
-    situation: ratios.Situation | None
+    situation: fusion.Situation | None
     weights: tuple[Array, Array] | None
+    anchor_B: Array | None = None
 
 
 def of_step(seen: Seen, outer: Mean) -> dict[str, Mean]:
@@ -62,7 +63,9 @@ def of_step(seen: Seen, outer: Mean) -> dict[str, Mean]:
 
     Returns:
         `hard_loss` and `accuracy`; with a teacher also `soft_loss`, `teacher_loss` (its
-        cross-entropy), `outer_loss` and those of `ratio_metrics`.
+        cross-entropy), `outer_loss` and those of `ratio_metrics`; with an anchor
+        `anchor_student_loss`. Several teachers count as the mean of their predictions, their
+        soft losses as their mean.
 
     Examples:
         >>> logits, labels = jnp.eye(2), jnp.array([0, 0])
@@ -75,13 +78,18 @@ def of_step(seen: Seen, outer: Mean) -> dict[str, Mean]:
     found = {"hard_loss": mean(seen.hard_B), "accuracy": mean(right_B)}
     if seen.situation is None or seen.weights is None:
         return found
-    teacher_logits_BxK = seen.situation.teacher_logits_BxK
+    teacher_logits_BxK, soft_B = seen.situation.teacher_logits_BxK, seen.situation.soft_B
+    if teacher_logits_BxK.ndim == 3:
+        teacher_logits_BxK = roles.mean_prediction(teacher_logits_BxK)
+        soft_B = soft_B.mean(axis=0)
+    if seen.anchor_B is not None:
+        found["anchor_student_loss"] = mean(seen.anchor_B)
     return found | {
-        "soft_loss": mean(seen.situation.soft_B),
+        "soft_loss": mean(soft_B),
         "teacher_loss": mean(losses.cross_entropy(teacher_logits_BxK, seen.labels_B)),
         "outer_loss": outer,
         **ratio_metrics(
-            ratios.teacher_share(*seen.weights),
+            fusion.teacher_share(*seen.weights),
             jnp.argmax(teacher_logits_BxK, axis=-1) == seen.labels_B,
             geometry.student_teacher_edge(seen.logits_BxK, teacher_logits_BxK),
         ),

@@ -19,7 +19,7 @@ from tgeo_jax.state import TrainState
 PyTree = Any
 # The axes over which `vmap` maps a state: everything but the step, which all seeds share, so that
 # "every k-th step" stays a branch instead of becoming a select of both sides.
-_AXES: Any = {"step": None, "seed": 0, "student": 0, "fusion": 0}
+_AXES: Any = {"step": None, "seed": 0, "student": 0, "fusion": 0, "teacher": 0, "anchor": 0}
 SEED_AXES = TrainState(**_AXES)
 
 
@@ -93,4 +93,6 @@ def state_shardings(mesh: Mesh) -> TrainState:
     """
     seeds: Any = by_seed(mesh)
     step: Any = replicated(mesh)
-    return TrainState(step=step, seed=seeds, student=seeds, fusion=seeds)
+    return TrainState(
+        step=step, seed=seeds, student=seeds, fusion=seeds, teacher=seeds, anchor=seeds
+    )

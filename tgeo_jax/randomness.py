@@ -23,6 +23,11 @@ class Purpose(enum.IntEnum):
     AUGMENT = 4
     DROPOUT = 5
     OUTER_DROPOUT = 6
+    TEACHER_INIT = 7
+    TEACHER_DROPOUT = 8
+    TEACHER_OUTER_DROPOUT = 9
+    CACHED_VIEW = 10
+    GENERATION = 11
 
 
 def key(seed: Array | int, step: Array | int, purpose: Purpose) -> Array:
@@ -42,3 +47,43 @@ def key(seed: Array | int, step: Array | int, purpose: Purpose) -> Array:
         False
     """
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), step), int(purpose))
+
+
+def example_keys(seed: Array | int, view: Array | int, ids_B: Array) -> Array:
+    """A key for each example in one of its augmented views, the same whoever asks.
+
+    Args:
+        seed: the augmentation's seed.
+        view: which view, 0, 1, ...
+        ids_B: index of each example in its dataset.
+
+    Returns:
+        Keys, [B].
+
+    Examples:
+        >>> import jax.numpy as jnp
+        >>> a, b = example_keys(0, 1, jnp.array([7, 3])), example_keys(0, 1, jnp.array([3]))
+        >>> bool((jax.random.key_data(a[1]) == jax.random.key_data(b[0])).all())
+        True
+    """
+    of_view = key(seed, view, Purpose.CACHED_VIEW)
+    return jax.vmap(lambda example: jax.random.fold_in(of_view, example))(ids_B)
+
+
+def of_generation(seed: int, generation: int) -> int:
+    """The seed that a generation trains with: fresh random numbers for each.
+
+    Args:
+        seed: of the chain, in [0, 2**32).
+        generation: 0 for the seed itself.
+
+    Returns:
+        A seed in [0, 2**32).
+
+    Examples:
+        >>> of_generation(5, 0), of_generation(5, 1) != of_generation(5, 2)
+        (5, True)
+    """
+    if generation == 0:
+        return seed
+    return int(jax.random.bits(key(seed, generation, Purpose.GENERATION)))

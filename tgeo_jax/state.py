@@ -26,24 +26,41 @@ class Fusion(struct.PyTreeNode):
     opt_state: PyTree
 
 
+class Peer(struct.PyTreeNode):
+    """A teacher that trains along, and the running mean of its prediction for each class."""
+
+    learner: Learner
+    class_means_KxK: Array
+
+
 class TrainState(struct.PyTreeNode):
-    """Everything a step changes, and the seed that all its random numbers come from."""
+    """Everything a step changes, the seed that all its random numbers come from, and the anchor.
+
+    The anchor does not change; it lies here because every seed has its own.
+    """
 
     step: Array
     seed: Array
     student: Learner
     fusion: Fusion
+    teacher: Peer | None = None  # where it trains along
+    anchor: PyTree = None  # variables of the anchor, where there is one
 
 
 class Batch(NamedTuple):
-    """Raw images (uint8 or float) and class indices."""
+    """Raw images (uint8 or float) and class indices; the rest where teacher logits are cached."""
 
     images_BxHxWxC: Array
     labels_B: Array
+    ids_B: Array | None = None  # index of each example in the dataset's training split
+    teacher_logits_BxVxK: Array | None = None  # of each view; V = 1 where it is the clean one
 
 
 class Teacher(NamedTuple):
-    """A frozen teacher's variables and its mean prediction for each class; both None if alone."""
+    """Frozen teachers: variables, and mean predictions for each class; None where there are none.
+
+    Class means are [K, K], or [M, K, K] where each of M teachers has a ratio of its own.
+    """
 
     variables: PyTree
     class_means_KxK: Array | None

@@ -93,11 +93,11 @@ def augment(
         flip: whether to mirror half of the images.
 
     Returns:
-        (key, images_BxHxWxC) -> network input; each image has its own draw.
+        (keys_B, images_BxHxWxC) -> network input; each image has its own key.
 
     Examples:
         >>> view = augment(lambda images: images, crop_padding=1, flip=True)
-        >>> view(jax.random.key(0), jnp.ones((2, 8, 8, 1))).shape
+        >>> view(jax.random.split(jax.random.key(0), 2), jnp.ones((2, 8, 8, 1))).shape
         (2, 8, 8, 1)
     """
 
@@ -114,10 +114,9 @@ def augment(
             image_HxWxC = jnp.where(mirrored, image_HxWxC[:, ::-1], image_HxWxC)
         return image_HxWxC
 
-    def view(key: Array, images_BxHxWxC: Array) -> Array:
+    def view(keys_B: Array, images_BxHxWxC: Array) -> Array:
         if not crop_padding and not flip:
             return clean_view(images_BxHxWxC)
-        keys = jax.random.split(key, images_BxHxWxC.shape[0])
-        return clean_view(jax.vmap(one)(keys, images_BxHxWxC))
+        return clean_view(jax.vmap(one)(keys_B, images_BxHxWxC))
 
     return view
