@@ -13,7 +13,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from experiments import commandline
-from tgeo_jax import report, train
+from tgeo_jax import generations, report
 from tgeo_jax.workdir import Workdir
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Python file with get_config().")
@@ -29,11 +29,12 @@ def main(argv: Sequence[str]) -> None:
     config = commandline.checked(_CONFIG.value, path)
     folder = Workdir(pathlib.Path(_WORKDIR.value))
     finished_before = folder.result() is not None
-    result = train.run(config, folder.path)
+    result = generations.run(config, folder.path)
     if finished_before:
         print(f"{folder.path} is finished; nothing to do.")
     print(report.text_table({folder.path.name: result}))
-    print(f"Report: {report.write({folder.path.name: folder}, folder.report)}")
+    runs = {run.path.name: run for run in folder.generations()} or {folder.path.name: folder}
+    print(f"Report: {report.write(runs, folder.report)}")
 
 
 if __name__ == "__main__":

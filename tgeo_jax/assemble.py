@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tgeo_jax import (
-    checkpoint,
-    distill,
-    evaluate,
-    geometry,
-    losses,
-    models,
-    optimizers,
-    parallel,
-    ratios,
-    roles,
-    workdir,
-)
+from tgeo_jax import choices, distill, losses, models, optimizers, parallel, teachers
 from tgeo_jax import config as configs
 from tgeo_jax.data import resident, sources
-from tgeo_jax.errors import CheckpointError, ConfigError, DataError
-from tgeo_jax.state import Batch, Teacher
+from tgeo_jax.errors import ConfigError, DataError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +24,8 @@ class Run:
         config: the checked configuration.
         dataset: in host memory.
         method: what is trained.
-        teacher_module: None for role `alone`.
-        teacher_variables: None for role `alone`.
+        teacher: None for role `alone`.
+        anchor: variables of every seed's anchor, [seeds, ...]; None where the role has none.
         mesh: the devices.
         steps_per_epoch: full training batches in an epoch.
     """
@@ -47,17 +33,18 @@ class Run:
     config: ConfigDict
     dataset: sources.Dataset
     method: distill.Distillation
-    teacher_module: nn.Module | None
-    teacher_variables: dict | None
+    teacher: teachers.Trained | None
+    anchor: Any
     mesh: Mesh
     steps_per_epoch: int
 
 
-def assemble(config: ConfigDict) -> Run:
+def assemble(config: ConfigDict, *, anchor_comes_later: bool = False) -> Run:
     """Builds a run from its configuration.
 
     Args:
         config: from `config.default()` or a file in configs/.
+        anchor_comes_later: whether this only checks what can be known before the anchor is trained.
 
     Returns:
         The run; nothing is compiled yet.
@@ -89,100 +76,64 @@ def assemble(config: ConfigDict) -> Run:
     _check_images(config, dataset)
     _check_batch(mesh, "data.batch_size", config.data.batch_size, dataset.train)
     steps_per_epoch = len(dataset.train) // config.data.batch_size
-    teacher_module = teacher_variables = None
-    if config.role.name != "alone":
-        options = configs.options_of(config.teacher)
-        teacher_module = models.build(config.teacher.name, dataset.num_classes, **options)
-        teacher_variables = _teacher_variables(config, teacher_module, dataset)
-    method = _method(config, dataset, teacher_module, steps_per_epoch)
-    if _uses_validation_batches(config, method):
+    for name in config.loss.name.split("+"):
+        loss = losses.soft_loss(name, **config.loss[name].to_dict())
+        choices.check_loss(name, loss, dataset.num_classes)
+    teacher = teachers.load(config, dataset)
+    method = _method(config, dataset, teacher, steps_per_epoch)
+    anchor = teachers.anchors(config, method.student, dataset, config.seeds)
+    if method.role.anchored and anchor is None and not anchor_comes_later:
+        raise ConfigError(
+            "role.trikd.anchor='': a single run needs a trained anchor; name the workdir of a run "
+            "of the student's architecture, or let experiments.main train the whole chain"
+        )
+    if method.meta_learned and method.order != "prequential":
         _check_batch(mesh, "meta.batch_size", config.meta.batch_size, dataset.validation)
-    return Run(config, dataset, method, teacher_module, teacher_variables, mesh, steps_per_epoch)
-
-
-def teacher_context(run: Run, teacher: evaluate.Evaluator | None, train: Batch) -> Teacher:
-    """The teacher with its mean prediction for each class, from one clean pass over the data.
-
-    Args:
-        run: what is trained.
-        teacher: evaluates the teacher; None for role `alone`.
-        train: the training split, with the labels that the student sees.
-
-    Returns:
-        Variables and class means [K, K]; both None for role `alone`.
-
-    References:
-        TGeo-KD (arXiv 2312.15112), T-bar: the teacher is frozen, so once is enough.
-    """
-    if teacher is None:
-        return Teacher(None, None)
-    logits_NxK = teacher.logits(run.teacher_variables, train)
-    means_KxK = geometry.class_mean_predictions(
-        jax.nn.softmax(logits_NxK), jnp.asarray(train.labels_B), run.dataset.num_classes
-    )
-    return Teacher(run.teacher_variables, means_KxK)
+    return Run(config, dataset, method, teacher, anchor, mesh, steps_per_epoch)
 
 
 def _method(
     config: ConfigDict,
     dataset: sources.Dataset,
-    teacher_module: nn.Module | None,
+    teacher: teachers.Trained | None,
     steps_per_epoch: int,
 ) -> distill.Distillation:
-    epochs = config.train.epochs
     clean_view = resident.normalise(dataset.mean, dataset.std)
-    return distill.Distillation(
-        student=models.build(
-            config.student.name, dataset.num_classes, **configs.options_of(config.student)
-        ),
-        num_classes=dataset.num_classes,
-        role=roles.ROLES[config.role.name](teacher_module),
-        soft_loss=losses.soft_loss(config.loss.name, **configs.options_of(config.loss)),
-        ratio=ratios.RATIOS[config.ratio.name](**configs.options_of(config.ratio)),
-        optimizer=optimizers.build(config.optimizer, steps_per_epoch, epochs),
-        fusion_optimizer=optimizers.build(
-            config.meta.optimizer, steps_per_epoch, epochs, config.meta.every
-        ),
-        total_steps=steps_per_epoch * epochs,
-        training_view=resident.augment(
-            clean_view, crop_padding=config.data.crop_padding, flip=config.data.flip
-        ),
-        clean_view=clean_view,
-        order=config.meta.order,
-        meta_every=config.meta.every,
-        estimator=config.meta.estimator,
-    )
+    drops = config.optimizer.drop_epochs if config.optimizer.schedule == "step" else ()
+    try:
+        return distill.Distillation(
+            student=models.build(
+                config.student.name, dataset.num_classes, **configs.options_of(config.student)
+            ),
+            num_classes=dataset.num_classes,
+            role=choices.role(config.role, None if teacher is None else teacher.module),
+            soft_loss=choices.soft_loss(config.loss),
+            ratio=choices.ratio(config.ratio),
+            optimizer=optimizers.build(config.optimizer, steps_per_epoch, config.train.epochs),
+            fusion_optimizer=_fusion_optimizer(config, steps_per_epoch),
+            steps_per_epoch=steps_per_epoch,
+            num_epochs=config.train.epochs,
+            training_view=resident.augment(
+                clean_view, crop_padding=config.data.crop_padding, flip=config.data.flip
+            ),
+            clean_view=clean_view,
+            order=config.meta.order,
+            meta_every=config.meta.every,
+            estimator=config.meta.estimator,
+            outer_soft=config.meta.outer_soft,
+            drop_steps=tuple(epoch * steps_per_epoch for epoch in drops),
+        )
+    except ValueError as error:  # choices that do not go together
+        raise ConfigError(str(error)) from error
 
 
-def _teacher_variables(config: ConfigDict, module: nn.Module, dataset: sources.Dataset) -> dict:
-    folder = workdir.trained(config.teacher.workdir, "teacher.workdir")
-    # Another split would have taught the teacher what this run holds out.
-    for field in ("name", "validation_fraction", "split_seed"):
-        there, here = folder.config()["data"][field], config.data[field]
-        if there != here:
-            raise CheckpointError(
-                f"teacher.workdir={config.teacher.workdir!r}: that teacher was trained with "
-                f"data.{field}={there!r}, this run has {here!r}; they must agree, so that the "
-                "held-out examples are the same"
-            )
-    variables = checkpoint.load_network(folder.checkpoints, config.teacher.which)
-    example = dataset.train.images[:1].astype(np.float32)
-    expected = jax.eval_shape(module.init, jax.random.key(0), example)
-    checkpoint.check_fits(
-        {name: expected.get(name, {}) for name in variables},
-        variables,
-        f"teacher.workdir={config.teacher.workdir!r}",
-    )
-    return variables
-
-
-def _uses_validation_batches(config: ConfigDict, method: distill.Distillation) -> bool:
-    if config.role.name == "alone" or config.meta.order == "prequential":
-        return False
-    meta_params = jax.eval_shape(
-        lambda key: method.ratio.init(key, method.num_classes), jax.random.key(0)
-    )
-    return bool(jax.tree.leaves(meta_params))
+def _fusion_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
+    meta = config.meta
+    steps = meta.every * meta.accumulate
+    optimizer = optimizers.build(meta.optimizer, steps_per_epoch, config.train.epochs, steps)
+    if meta.accumulate == 1:
+        return optimizer
+    return optax.MultiSteps(optimizer, meta.accumulate).gradient_transformation()
 
 
 def _check_batch(mesh: Mesh, field: str, batch_size: int, split: sources.Split) -> None:

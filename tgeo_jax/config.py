@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
-from tgeo_jax import bilevel, distill, losses, optimizers, ratios, roles
+from tgeo_jax import bilevel, choices, distill, losses, optimizers, ratios, roles
 from tgeo_jax.errors import ConfigError, nearest
 from tgeo_jax.models.build import MODELS, default_options
 
@@ -51,13 +52,18 @@ def default() -> ConfigDict:
                 "workdir": "",  # the finished run that trained it
                 "which": "last",  # its last or its best (by validation) parameters
             },
-            "loss": _axis(losses.SOFT_LOSSES, "kl"),
+            "loss": {
+                **_axis(losses.SOFT_LOSSES, "kl"),  # or several, joined: "kl+cmkd"
+                "weights": (),  # of those several; empty: 1 each
+            },
             "ratio": _axis(ratios.RATIOS, "constant"),
-            "role": {"name": "frozen"},
+            "role": _axis(roles.ROLES, "frozen"),
             "optimizer": _optimizer_section("sgd", learning_rate=0.05, weight_decay=5e-4),
             "meta": {
                 "order": "student_first",
-                "every": 1,  # the fusion network is updated every this many steps
+                "every": 1,  # the hypergradient is taken every this many steps
+                "accumulate": 1,  # so many of them are averaged for one update
+                "outer_soft": 0.0,  # share of the soft loss in the outer loss
                 "batch_size": 64,  # of the validation batch
                 "estimator": "mixed",
                 "optimizer": _optimizer_section("adamw", learning_rate=1e-3, weight_decay=1e-4),
@@ -69,6 +75,7 @@ def default() -> ConfigDict:
                 "checkpoint_every": 1,  # evaluations between checkpoints
             },
             "mesh": {"seed": 1},  # devices along the seed axis; the rest share the batch
+            "generation": 0,  # of a chain of runs; each has random numbers of its own
         }
     )
 
@@ -93,8 +100,7 @@ def check(config: ConfigDict) -> None:
         if not is_right(value):
             problem = f"must {what}" if isinstance(what, str) else f"unknown{nearest(value, what)}"
             raise ConfigError(f"{field}={value!r}: {problem}")
-    _check_options(config)
-    _check_models(config)
+    choices.check(config)
     _check_schedule(config, "optimizer")
     _check_schedule(config, "meta.optimizer")
     if config.seed + config.seeds > 2**32:
@@ -156,11 +162,11 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
 
 
 def options_of(section: ConfigDict) -> dict[str, Any]:
-    """Keyword arguments chosen by an axis section such as `config.loss`.
+    """Keyword arguments chosen by an axis section such as `config.ratio`.
 
     Examples:
-        >>> options_of(default().loss)
-        {'temperature': 4.0}
+        >>> options_of(default().ratio)
+        {'alpha': 0.9, 'warmup_epochs': 0}
     """
     return section[section.name].to_dict()
 
@@ -168,7 +174,8 @@ def options_of(section: ConfigDict) -> dict[str, Any]:
 def _axis(table: dict[str, Callable], name: str) -> dict[str, Any]:
     sections = {
         key: {
-            p.name: p.default
+            # A flag needs a type to be parsed by, and "chosen for you" always stands for a number.
+            p.name: placeholder(float) if p.default is None else p.default
             for p in inspect.signature(function).parameters.values()
             if p.kind is inspect.Parameter.KEYWORD_ONLY
         }
@@ -238,11 +245,20 @@ _RULES: dict[str, Rule] = {
     "student.name": _one_of(MODELS),
     "teacher.name": _one_of(MODELS),
     "teacher.which": _one_of(("last", "best")),
-    "loss.name": _one_of(losses.SOFT_LOSSES),
+    "loss.name": (
+        lambda v: all(part in losses.SOFT_LOSSES for part in v.split("+")),
+        tuple(losses.SOFT_LOSSES),
+    ),
+    "loss.weights": (
+        lambda v: all(w >= 0 and math.isfinite(w) for w in v),
+        "hold finite numbers >= 0",
+    ),
     "ratio.name": _one_of(ratios.RATIOS),
     "role.name": _one_of(roles.ROLES),
     "meta.order": _one_of(distill.ORDERS),
     "meta.every": _POSITIVE_INT,
+    "meta.accumulate": _POSITIVE_INT,
+    "meta.outer_soft": (lambda v: 0 <= v <= 1, "lie in [0, 1]"),
     "meta.batch_size": _POSITIVE_INT,
     "meta.estimator": _one_of(bilevel.ESTIMATORS),
     "train.epochs": _POSITIVE_INT,
@@ -250,6 +266,7 @@ _RULES: dict[str, Rule] = {
     "train.eval_every": _POSITIVE_INT,
     "train.checkpoint_every": _POSITIVE_INT,
     "mesh.seed": _POSITIVE_INT,
+    "generation": _NOT_NEGATIVE_INT,
     **{f"optimizer.{name}": rule for name, rule in _OPTIMIZER_RULES.items()},
     **{f"meta.optimizer.{name}": rule for name, rule in _OPTIMIZER_RULES.items()},
 }
@@ -274,46 +291,36 @@ def _check_fields(given: dict, known: dict, prefix: str) -> None:
             _check_fields(value, known[name], f"{path}.")
         elif not _same_kind(value, known[name]):
             raise ConfigError(f"{path}={value!r}: must be {_KINDS[type(known[name])]}")
+        elif isinstance(value, tuple | list):
+            kind, what = (str, "texts") if path in _TEXTS else (int | float, "numbers")
+            if not all(isinstance(v, kind) and not isinstance(v, bool) for v in value):
+                raise ConfigError(f"{path}={tuple(value)!r}: must be a tuple of {what}")
     for name in known:
         if name not in given:
             raise ConfigError(f"{prefix}{name}: missing; start from tgeo_jax.config.default()")
 
 
+_TEXTS = ("role.several.workdirs",)  # the other tuples hold numbers
 _KINDS = {
     bool: "true or false",
     int: "an integer",
     float: "a number",
     str: "text",
-    tuple: "a tuple of numbers",
+    tuple: "a tuple",
+    type(None): "a number, or None",
 }
 
 
 def _same_kind(value: Any, example: Any) -> bool:
     if isinstance(example, bool) or isinstance(value, bool):
         return isinstance(value, bool) and isinstance(example, bool)
+    if example is None:  # "chosen for you", or a number
+        return value is None or isinstance(value, int | float)
     if isinstance(example, float):
         return isinstance(value, int | float)
     if isinstance(example, tuple):
-        return isinstance(value, tuple | list) and all(isinstance(v, int | float) for v in value)
+        return isinstance(value, tuple | list)
     return isinstance(value, type(example))
-
-
-def _check_options(config: ConfigDict) -> None:
-    """Lets the chosen loss and ratio say what they think of their options."""
-    temperature = options_of(config.loss).get("temperature", 1.0)
-    if not (temperature > 0 and math.isfinite(temperature)):
-        raise ConfigError(
-            f"loss.{config.loss.name}.temperature={temperature}: must be a finite number > 0"
-        )
-    try:
-        ratios.RATIOS[config.ratio.name](**options_of(config.ratio))
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    if config.meta.order == "prequential" and config.meta.estimator != "mixed":
-        raise ConfigError(
-            f"meta.estimator={config.meta.estimator!r}: must be 'mixed' with "
-            "meta.order='prequential', which reuses the forward pass"
-        )
 
 
 def _check_schedule(config: ConfigDict, path: str) -> None:
@@ -332,18 +339,3 @@ def _check_schedule(config: ConfigDict, path: str) -> None:
         raise ConfigError(
             f"{path}.nesterov=True: must go with {path}.name='sgd' and {path}.momentum > 0"
         )
-
-
-def _check_models(config: ConfigDict) -> None:
-    if config.role.name != "alone" and not config.teacher.workdir:
-        raise ConfigError(
-            f"teacher.workdir='': role.name={config.role.name!r} needs a trained teacher; name the "
-            "folder of the run that trained it (or set role.name='alone')"
-        )
-    for role in ("student", "teacher"):
-        for field, value in options_of(config[role]).items():
-            if isinstance(value, tuple | list) and not all(
-                isinstance(width, int) and width > 0 for width in value
-            ):
-                path = f"{role}.{config[role].name}.{field}"
-                raise ConfigError(f"{path}={tuple(value)}: must hold positive integers")

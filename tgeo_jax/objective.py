@@ -47,7 +47,7 @@ def look(
         The view. A teacher that trains along is asked later, by its own forward pass.
     """
     role, cached = method.role, method.role.cached
-    view_index = 0
+    view_index: Any = 0
     if cached is not None and cached.views:
         view_index = step // method.steps_per_epoch % cached.views
         assert batch.ids_B is not None
@@ -56,7 +56,8 @@ def look(
         key = randomness.key(state.seed, step, Purpose.AUGMENT)
         keys_B = jax.random.split(key, batch.images_BxHxWxC.shape[0])
     inputs = method.training_view(keys_B, batch.images_BxHxWxC)
-    teacher_logits = anchor_logits_BxK = None
+    teacher_logits: Any = None
+    anchor_logits_BxK: Any = None
     if role.teach is not None:
         teacher_logits = role.teach(teacher.variables, inputs)
     elif cached is not None:
@@ -94,8 +95,8 @@ def viewer(method: Distillation, state: TrainState, batch_stats: PyTree, view: V
     return apply
 
 
-def role_weights(method: Distillation, step: Array) -> Weights:
-    """The role's six weights at a step, as scalars.
+def role_weights(method: Distillation, step: Array) -> Any:
+    """The role's six weights at a step, `roles.Weights` of scalars.
 
     Examples:
         >>> from types import SimpleNamespace
@@ -109,7 +110,8 @@ def role_weights(method: Distillation, step: Array) -> Weights:
     def now(values: Any) -> Array:
         return jnp.asarray(values, jnp.float32)[jnp.minimum(stretch, len(values) - 1)]
 
-    return Weights(*(now(values) for values in method.role.weights))
+    scalars: Any = map(now, method.role.weights)
+    return Weights(*scalars)
 
 
 def soft_losses(method: Distillation, logits_BxK: Array, targets: Array, labels_B: Array) -> Array:

@@ -176,8 +176,8 @@ def _pooled_blocks(targets_XxN: Array) -> tuple[Array, Array]:
     start = end = jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), values.shape)
     half = 1
     while half < size:
-        shape = (-1, 2, half)
-        merged = _merge(*(part.reshape(shape) for part in (values, start, end)), size)
+        halves = [part.reshape(-1, 2, half) for part in (values, start, end)]
+        merged = _merge(halves[0], halves[1], halves[2], size)
         values, start, end = (part.reshape(*leading, size) for part in merged)
         half *= 2
     return start[..., :n], end[..., :n]

@@ -236,7 +236,7 @@ def _extremes(arrays: Any) -> Figure:
             grid.flat, arrays[end], arrays[f"{end}_images"], strict=False
         ):
             axes.imshow(image.squeeze(), cmap="gray_r" if image.shape[-1] == 1 else None)
-            label, said = arrays["label"][index], arrays["teacher_class"][index]
+            label, said = arrays["label"][index], arrays["teacher_class"][0][index]
             axes.set_title(
                 f"{label}, says {said}\n{arrays['ratio'][0][index]:.2f}",
                 fontsize=8,

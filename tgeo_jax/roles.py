@@ -93,7 +93,9 @@ def frozen(teacher: nn.Module | None) -> Role:
     return Role(teach=_in_evaluation_mode(_present("frozen", teacher)), needs_trained=True)
 
 
-def cached(teacher: nn.Module | None, *, views: int = 0, augmentation_seed: int = 0) -> Role:
+def cached(
+    teacher: nn.Module | None, *, views: int = 0, augmentation_seed: int = 0, name: str = ""
+) -> Role:
     """A frozen teacher whose logits are computed once and stored beside the dataset.
 
     With `views=0` the logits are those of the clean image, whatever view the student sees. With
@@ -104,9 +106,10 @@ def cached(teacher: nn.Module | None, *, views: int = 0, augmentation_seed: int 
         teacher: the teacher's module.
         views: V >= 0.
         augmentation_seed: in [0, 2**32).
+        name: of the file beside the dataset; empty: made from teacher.workdir.
 
     Raises:
-        ValueError: no teacher module, views negative.
+        ValueError: no teacher module, views negative, a seed that 32 bits cannot hold.
 
     References:
         Beyer et al. 2022, "Knowledge distillation: A good teacher is patient and consistent"
@@ -118,8 +121,13 @@ def cached(teacher: nn.Module | None, *, views: int = 0, augmentation_seed: int 
         Cached(views=2, augmentation_seed=0)
     """
     _present("cached", teacher)
+    del name  # where the logits lie is no concern of a step
     if views < 0:
         raise ValueError(f"role.cached.views={views}: must be >= 0; 0 is the clean image")
+    if not 0 <= augmentation_seed < 2**32:
+        raise ValueError(
+            f"role.cached.augmentation_seed={augmentation_seed}: must be in [0, 2**32)"
+        )
     return Role(cached=Cached(views, augmentation_seed), needs_trained=True)
 
 
@@ -263,6 +271,7 @@ def trikd(
         raise ValueError(f"role.trikd.start={start!r}: use one of {', '.join(STARTS)}")
     if generations < 1:
         raise ValueError(f"role.trikd.generations={generations}: must be >= 1")
+    del anchor  # its variables are in the state
     module = _present("trikd", teacher)
     weights = Weights(
         hard_student=hard_student,

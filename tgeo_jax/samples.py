@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tgeo_jax import distill, losses, ratios
+from tgeo_jax import distill, losses, objective, ratios
 from tgeo_jax.state import Batch, Teacher, TrainState
 
 Array = jax.Array
@@ -21,59 +21,67 @@ def ratios_of_samples(
     teacher: Teacher,
     state: TrainState,
     student_logits_SxNxK: np.ndarray,
-    teacher_logits_NxK: np.ndarray,
+    teacher_logits: np.ndarray,
     labels_N: np.ndarray,
 ) -> np.ndarray:
     """The teacher's share for every sample and seed, on clean images.
 
     Args:
         method: what was trained.
-        teacher: its class means.
-        state: after training, leaves [seeds, ...].
+        teacher: class means of frozen teachers.
+        state: after training, leaves [seeds, ...]; class means of a teacher that trained along.
         student_logits_SxNxK: of every seed's student, evaluation mode.
-        teacher_logits_NxK: of the teacher.
+        teacher_logits: [N, K] of a frozen teacher, [seeds, N, K] of one that trained along,
+            [M, N, K] of several that each have a ratio.
         labels_N: class indices.
 
     Returns:
         ratio_SxN in [0, 1].
     """
+    labels = jnp.asarray(labels_N)
 
-    teacher_logits, labels = jnp.asarray(teacher_logits_NxK), jnp.asarray(labels_N)
-
-    def of_seed(meta_params, student_logits_NxK: Array) -> Array:
+    def of_seed(meta_params, student_logits_NxK: Array, said: Array, means: Array) -> Array:
         situation = ratios.Situation(
             student_logits_BxK=student_logits_NxK,
-            teacher_logits_BxK=teacher_logits,
+            teacher_logits_BxK=said,
             labels_B=labels,
             hard_B=losses.cross_entropy(student_logits_NxK, labels),
-            soft_B=method.soft_loss(student_logits_NxK, teacher_logits, labels),
-            class_means_KxK=teacher.class_means_KxK,
-            progress=state.step / method.total_steps,
+            soft_B=objective.soft_losses(method, student_logits_NxK, said, labels),
+            class_means_KxK=means,
+            epoch=jnp.asarray(method.num_epochs),
+            num_epochs=method.num_epochs,
         )
-        return ratios.teacher_share(*method.ratio.weights(meta_params, situation))
+        hard_N, soft = method.fusion_ratio.weights(meta_params, situation)
+        return ratios.teacher_share(hard_N, objective.over_teachers(soft))
 
-    return np.asarray(jax.jit(jax.vmap(of_seed))(state.fusion.params, student_logits_SxNxK))
+    axis, means = None, teacher.class_means_KxK
+    if state.teacher is not None:
+        axis, means = 0, state.teacher.class_means_KxK
+    of_seeds = jax.jit(jax.vmap(of_seed, in_axes=(0, 0, axis, axis)))
+    return np.asarray(of_seeds(state.fusion.params, student_logits_SxNxK, teacher_logits, means))
 
 
 def save(
     path: pathlib.Path,
     ratio_SxN: np.ndarray,
-    teacher_logits_NxK: np.ndarray,
+    teacher_logits: np.ndarray,
     train: Batch,
 ) -> None:
     """Writes samples.npz: per-sample numbers of all samples, pictures of the first seed's extremes.
 
-    Arrays: `ratio` [seeds, N]; `teacher_right`, `teacher_class`, `label` [N];
-    `lowest`, `highest` (indices) and `lowest_images`, `highest_images`.
+    Arrays: `ratio` [seeds, N]; `teacher_right`, `teacher_class` [1, N], or [seeds, N] of a teacher
+    that trained along; `label` [N]; `lowest`, `highest` (indices) and `lowest_images`,
+    `highest_images`.
     """
     labels_N = np.asarray(train.labels_B)
     order = np.argsort(ratio_SxN[0], kind="stable")
     ends = {"lowest": order[:EXTREMES], "highest": order[::-1][:EXTREMES]}
     images = np.asarray(train.images_BxHxWxC)
+    classes_TxN = np.atleast_2d(teacher_logits.argmax(-1))
     arrays: dict[str, Any] = {
         "ratio": ratio_SxN,
-        "teacher_class": teacher_logits_NxK.argmax(-1),
-        "teacher_right": teacher_logits_NxK.argmax(-1) == labels_N,
+        "teacher_class": classes_TxN,
+        "teacher_right": classes_TxN == labels_N,
         "label": labels_N,
         **ends,
         **{f"{name}_images": images[indices] for name, indices in ends.items()},

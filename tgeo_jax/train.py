@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from tgeo_jax import __version__, checkpoint, distill, evaluate, parallel, samples
+from tgeo_jax import __version__, checkpoint, distill, evaluate, parallel, samples, teachers
 from tgeo_jax import config as configs
 from tgeo_jax import workdir as workdirs
-from tgeo_jax.assemble import Run, assemble, teacher_context
+from tgeo_jax.assemble import Run, assemble
 from tgeo_jax.dispatch import Dispatcher, Outcome, Resident
 from tgeo_jax.errors import CheckpointError, TrainingError
 from tgeo_jax.metrics import Mean, summarise
+from tgeo_jax.randomness import of_generation
 from tgeo_jax.state import Batch, Best, TrainState
 from tgeo_jax.workdir import Workdir
 from tgeo_jax.writers import Writers, read_records
@@ -65,19 +66,21 @@ class _Trainer:
         config, mesh, dataset = run.config, run.mesh, run.dataset
         self.seeds = tuple(range(config.seed, config.seed + config.seeds))
         self.total_steps = run.method.total_steps
-        self.data = _place(dataset, parallel.replicated(mesh))
+        self.data = self._place(dataset)
         self.test = _batch(dataset.test, parallel.replicated(mesh))
         clean_view, size = run.method.clean_view, config.data.eval_batch_size
         self.student = evaluate.Evaluator(
             evaluate.predictor(run.method.student, clean_view), size, seeds=True
         )
         self.teacher_evaluator = None
-        if run.teacher_module is not None:
-            predict = evaluate.predictor(run.teacher_module, clean_view)
-            self.teacher_evaluator = evaluate.Evaluator(predict, size, seeds=False)
-        self.teacher = jax.device_put(
-            teacher_context(run, self.teacher_evaluator, self.data.train), parallel.replicated(mesh)
+        if run.teacher is not None:
+            self.teacher_evaluator = evaluate.Evaluator(
+                run.teacher.predict(clean_view), size, seeds=run.method.role.peer is not None
+            )
+        context = teachers.context(
+            run.method, run.teacher, self.data.train, dataset.num_classes, size
         )
+        self.teacher = jax.device_put(context, parallel.replicated(mesh))
         self.dispatcher = Dispatcher(
             run.method, mesh, config.data.batch_size, config.meta.batch_size
         )
@@ -95,6 +98,26 @@ class _Trainer:
         )
         self.started = time.perf_counter()
 
+    def _place(self, dataset: Any) -> Resident:
+        """The splits on the devices, with stored teacher logits where the role is `cached`."""
+        sharding = parallel.replicated(self.run.mesh)
+        parts = [_batch(split, sharding) for split in (dataset.train, dataset.validation)]
+        if self.run.method.role.cached is not None:
+            assert self.run.teacher is not None
+            found = teachers.with_logits(
+                self.run.config, self.run.method, self.run.teacher, dataset
+            )
+            parts = [
+                part._replace(
+                    ids_B=jax.device_put(split.ids, sharding),
+                    teacher_logits_BxVxK=jax.device_put(logits, sharding),
+                )
+                for part, split, logits in zip(
+                    parts, (dataset.train, dataset.validation), found, strict=True
+                )
+            ]
+        return Resident(*parts)
+
     def train(self) -> dict:
         """Trains to the end and writes the result."""
         train = self.run.config.train
@@ -105,7 +128,8 @@ class _Trainer:
             self.writers.write(self._evaluate(boundary, sums, (boundary - step) / seconds))
             if boundary == self.total_steps or boundary // interval % train.checkpoint_every == 0:
                 self.checkpoints.save(boundary, self.state, self.best)
-        if self.teacher_evaluator is not None:
+        # Weights that live for one batch say nothing of a sample outside of it.
+        if self.teacher_evaluator is not None and self.run.method.ratio.per_batch is None:
             self._save_samples(self.teacher_evaluator)
         self.checkpoints.close()  # the result must not say more than the disk holds
         result = self._result()
@@ -120,11 +144,19 @@ class _Trainer:
     def _start(self) -> tuple[TrainState, Best]:
         """The state to go on from: the newest checkpoint, or the beginning."""
         method, images = self.run.method, self.data.train.images_BxHxWxC[:1]
+        trained = None if self.run.teacher is None else self.run.teacher.variables
         init = jax.vmap(
-            lambda seed: distill.init_state(method, seed, images), out_axes=parallel.SEED_AXES
+            lambda seed, trained, anchor: distill.init_state(
+                method, seed, images, trained_teacher=trained, anchor=anchor
+            ),
+            in_axes=(0, None, 0),
+            out_axes=parallel.SEED_AXES,
         )
         shardings = parallel.state_shardings(self.run.mesh)
-        state = jax.jit(init, out_shardings=shardings)(np.asarray(self.seeds, np.uint32))
+        own = [of_generation(seed, self.run.config.generation) for seed in self.seeds]
+        state = jax.jit(init, out_shardings=shardings)(
+            np.asarray(own, np.uint32), trained, self.run.anchor
+        )
         best = jax.device_put(
             Best(
                 params=state.student.params,
@@ -190,6 +222,9 @@ class _Trainer:
         accuracy = validation["accuracy"].total / validation["accuracy"].count
         self.best = _update_best(self.best, self.state, accuracy)
         splits = {"train": sums, "validation": validation, "test": test}
+        if self.teacher_evaluator is not None and self.state.teacher is not None:
+            taught = self.teacher_evaluator.metrics(_teacher_variables(self.state), self.test)
+            splits["test_teacher"] = taught
         found = jax.device_get(splits)
         self.writers.progress(
             step, validation=f"{float(np.mean(found['validation']['accuracy'].total)):.0f}"
@@ -214,16 +249,18 @@ class _Trainer:
     def _save_samples(self, teacher: evaluate.Evaluator) -> None:
         train = self.data.train
         student_logits = self.student.logits(_variables(self.state), train)
-        teacher_logits = teacher.logits(self.run.teacher_variables, train)
+        method, run = self.run.method, self.run
+        variables = _teacher_variables(self.state, run.teacher)
+        said = compared = teacher.logits(variables, train)
+        if method.role.num_teachers:  # the ratios look at each of them, the report at their mean
+            assert run.teacher is not None
+            each = evaluate.predictor(run.teacher.module, method.clean_view)
+            size = run.config.data.eval_batch_size
+            compared = evaluate.Evaluator(each, size, seeds=False).logits(variables, train)
         ratio = samples.ratios_of_samples(
-            self.run.method,
-            self.teacher,
-            self.state,
-            student_logits,
-            teacher_logits,
-            np.asarray(train.labels_B),
+            method, self.teacher, self.state, student_logits, compared, np.asarray(train.labels_B)
         )
-        samples.save(self.folder.samples, ratio, teacher_logits, train)
+        samples.save(self.folder.samples, ratio, said, train)
 
     def _result(self) -> dict[str, Any]:
         records = read_records(self.folder.metrics)
@@ -237,11 +274,13 @@ class _Trainer:
         teacher = None
         if self.teacher_evaluator is not None:
             splits = {"train": self.data.train, "test": self.test}
+            variables = _teacher_variables(self.state, self.run.teacher)
             found = {
-                name: self.teacher_evaluator.metrics(self.run.teacher_variables, split)["accuracy"]
+                name: self.teacher_evaluator.metrics(variables, split)["accuracy"]
                 for name, split in splits.items()
             }
-            teacher = {f"{k}_accuracy": float(v.total / v.count) for k, v in found.items()}
+            # Of one that trained along, the mean over the seeds.
+            teacher = {f"{k}_accuracy": float(np.mean(v.total / v.count)) for k, v in found.items()}
         devices = jax.devices()
         return {
             "steps": self.total_steps,
@@ -300,8 +339,13 @@ def _variables(state: TrainState) -> PyTree:
     return {"params": state.student.params, "batch_stats": state.student.batch_stats}
 
 
-def _place(dataset: Any, sharding: Any) -> Resident:
-    return Resident(_batch(dataset.train, sharding), _batch(dataset.validation, sharding))
+def _teacher_variables(state: TrainState, trained: teachers.Trained | None = None) -> PyTree:
+    """Of the teacher that trains along, with a leading seed axis, or of the frozen one."""
+    if state.teacher is None:
+        assert trained is not None
+        return trained.variables
+    learner = state.teacher.learner
+    return {"params": learner.params, "batch_stats": learner.batch_stats}
 
 
 def _batch(split: Any, sharding: Any) -> Batch:

@@ -39,6 +39,18 @@ class Workdir:
     def report(self) -> pathlib.Path:
         return self.path / "report"
 
+    def generation(self, number: int) -> Workdir:
+        """The folder of one run of a chain; 0 is the first anchor."""
+        return Workdir(self.path / f"generation_{number}")
+
+    def generations(self) -> list[Workdir]:
+        """The runs of the chain in this folder, oldest first; none where it holds a single run."""
+        numbers = sorted(
+            int(path.name.removeprefix("generation_"))
+            for path in self.path.glob("generation_[0-9]*")
+        )
+        return [self.generation(number) for number in numbers]
+
     def config(self) -> dict[str, Any]:
         """The configuration of the run in this folder, as plain data."""
         return json.loads((self.path / "config.json").read_text())
@@ -129,4 +141,4 @@ def trained(path: str, role: str) -> Workdir:
         raise CheckpointError(
             f"{role}={path!r}: that run has not finished; run its command again, it resumes"
         )
-    return folder
+    return [folder, *folder.generations()][-1]  # of a chain, its last student

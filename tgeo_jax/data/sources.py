@@ -17,17 +17,22 @@ from tgeo_jax.errors import ConfigError, DataError, nearest
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Images [N, H, W, C] (uint8) and labels [N] (int32)."""
+    """Images [N, H, W, C] (uint8), labels [N] (int32), and indices in the TFDS split [N] (int32).
+
+    The index counts examples in the order of their TFDS ids; it does not depend on what is held
+    out of the split.
+    """
 
     images: np.ndarray
     labels: np.ndarray
+    ids: np.ndarray
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, indices: np.ndarray) -> Split:
         """The examples at these indices, in that order."""
-        return Split(self.images[indices], self.labels[indices])
+        return Split(self.images[indices], self.labels[indices], self.ids[indices])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +159,7 @@ def load(
     labels = splits.corrupt_labels(train.labels, label_noise, split_seed, len(class_names))
     pixels = train.images.reshape(-1, train.images.shape[-1]) / np.float64(255)
     return Dataset(
-        train=Split(train.images, labels),
+        train=dataclasses.replace(train, labels=labels),
         validation=whole.take(validation_indices),
         test=test,
         class_names=class_names,
@@ -171,6 +176,7 @@ def _read(dataset: tfds.core.DatasetBuilder, split: str) -> Split:
     return Split(
         np.stack([_decode(example["image"]) for example in examples]),
         np.asarray([example["label"] for example in examples], np.int32),
+        np.arange(len(examples), dtype=np.int32),
     )
 
 

@@ -1,0 +1,110 @@
+"""Teacher logits computed once and stored beside the dataset, as float16 in array_record.
+
+Record 0 is a JSON header that says what the logits are of; record 1 + i holds those of example i of
+the training split, of its clean image and of each augmented view, [1 + V, K].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from tgeo_jax.errors import DataError
+
+PyTree = Any
+
+
+def fingerprint(tree: PyTree) -> str:
+    """SHA-256 of a pytree's paths, dtypes, shapes and bytes: one teacher, or one dataset.
+
+    Examples:
+        >>> a, b = fingerprint({"w": np.zeros(2)}), fingerprint({"w": np.ones(2)})
+        >>> len(a), a == b
+        (64, False)
+    """
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def load_or_compute(
+    path: pathlib.Path, header: dict[str, Any], compute: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """The logits of a file, or those computed and written to it where there is none.
+
+    Args:
+        path: of the array_record file.
+        header: what the logits are of: teacher, dataset, views; JSON values.
+        compute: makes logits [N, 1 + V, K]; called where there is no file.
+
+    Returns:
+        logits, float16 [N, 1 + V, K].
+
+    Raises:
+        DataError: the file holds logits of something else, cannot be read, or float16 cannot hold
+            the logits.
+    """
+    if path.exists():
+        return _read(path, header)
+    logits_NxVxK = compute()
+    stored = logits_NxVxK.astype(np.float16)
+    if not np.isfinite(stored).all():
+        example = int(np.argmin(np.isfinite(stored).reshape(len(stored), -1).all(axis=1)))
+        raise DataError(
+            f"role.name='cached': the teacher's logits of training example {example} reach "
+            f"{np.abs(logits_NxVxK[example]).max():.4g}, more than float16 holds (65504); use "
+            "role.name='frozen'"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Under another name until it is whole: an interrupted run must leave nothing half-made.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    writer = ArrayRecordWriter(str(temporary), "group_size:64")
+    try:
+        writer.write(json.dumps(_described(header, stored)).encode())
+        for example in stored:
+            writer.write(example.tobytes())
+    finally:
+        writer.close()
+    temporary.replace(path)
+    return stored
+
+
+def _described(header: dict[str, Any], logits: np.ndarray) -> dict[str, Any]:
+    return {"format": 1, **header, "shape": list(logits.shape)}
+
+
+def _read(path: pathlib.Path, header: dict[str, Any]) -> np.ndarray:
+    try:
+        reader = ArrayRecordReader(str(path))
+        found = json.loads(reader.read([0])[0])
+        wanted = {"format": 1, **header}
+        different = [name for name in wanted if found.get(name) != wanted[name]]
+        if different:
+            raise DataError(
+                f"{path}: stale: these logits are of another {', '.join(different)} "
+                f"({_told(found, different)} there, {_told(wanted, different)} here); delete the "
+                "file to compute them again, or set role.cached.name to keep both"
+            )
+        records = reader.read_all()[1:]
+        reader.close()
+        logits = np.frombuffer(b"".join(records), np.float16)
+        return logits.reshape(found["shape"])
+    except (IndexError, KeyError, RuntimeError, ValueError) as error:
+        raise DataError(
+            f"{path}: cannot be read ({error}); delete the file to compute it again"
+        ) from error
+
+
+def _told(header: dict[str, Any], fields: list[str]) -> str:
+    return ", ".join(str(header.get(field))[:12] for field in fields)

@@ -1,0 +1,82 @@
+"""Chains of runs: TriKD's generations, each anchored by the student of the one before.
+
+    A_0 = the student's architecture trained alone
+    for g = 1..G:  fresh teacher and student, trained together against A_(g-1);  A_g = that student
+
+Every generation is a run of its own in `generation_<g>`, with its checkpoints, metrics and result;
+so an interrupted chain resumes where it stopped, and every student is kept.
+"""
+
+from __future__ import annotations
+
+import copy
+import pathlib
+
+from ml_collections import ConfigDict
+
+from tgeo_jax import choices, train
+from tgeo_jax import config as configs
+from tgeo_jax.assemble import assemble
+from tgeo_jax.workdir import Workdir
+
+
+def is_chain(config: ConfigDict) -> bool:
+    """Whether a configuration asks for a chain of runs, not for one.
+
+    Examples:
+        >>> config = configs.default()
+        >>> config.role.name = "trikd"
+        >>> is_chain(config)
+        True
+        >>> config.role.trikd.anchor = "runs/anchor"
+        >>> is_chain(config)
+        False
+    """
+    if config.role.name != "trikd" or config.role.trikd.anchor:
+        return False
+    return choices.any_role(config.role).anchored
+
+
+def run(config: ConfigDict, folder: str | pathlib.Path, *, progress: bool = True) -> dict:
+    """Trains what a configuration says: one run, or all generations of a chain.
+
+    Args:
+        config: from `config.default()` or a file in configs/.
+        folder: the run's folder, or that of its generations; created, resumed, or found finished.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The result, of a chain that of its last generation, with the test accuracies of all of them
+        in `generations`.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, TrainingError: as `train.run`.
+    """
+    configs.check(config)
+    if not is_chain(config):
+        return train.run(config, folder, progress=progress)
+    whole = Workdir(pathlib.Path(folder))
+    whole.check_same(config)
+    finished = whole.result()
+    if finished is not None:
+        return finished
+    assemble(config, anchor_comes_later=True)  # what is wrong with it shows now, not after A_0
+    whole.claim(config)
+    results = []
+    for number in range(config.role.trikd.generations + 1):
+        path = whole.generation(number).path
+        results.append(train.run(_of_generation(config, whole, number), path, progress=progress))
+    result = {**results[-1], "generations": [found["test_accuracy"] for found in results]}
+    result["seconds"] = sum(found["seconds"] for found in results)
+    whole.write_result(result)
+    return result
+
+
+def _of_generation(config: ConfigDict, whole: Workdir, number: int) -> ConfigDict:
+    own = copy.deepcopy(config)
+    own.generation = config.generation + number
+    if number == 0:
+        own.role.name = "alone"
+    else:
+        own.role.trikd.anchor = str(whole.generation(number - 1).path)
+    return own
