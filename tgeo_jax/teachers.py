@@ -213,7 +213,11 @@ def _cache_path(config: ConfigDict) -> pathlib.Path:
     """Named after the teacher's folder, so that a teacher trained anew is found to be another."""
     folder = pathlib.Path(config.teacher.workdir).absolute()
     mark = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
-    name = config.role.cached.name or f"{folder.name}-{mark}-{config.teacher.which}"
+    cached = config.role.cached
+    name = cached.name or f"{folder.name}-{mark}-{config.teacher.which}"
+    if cached.views and not cached.name:
+        name += f"-{cached.views}x{cached.augmentation_seed}"
+        name += f"-crop{config.data.crop_padding}" + "-flip" * config.data.flip
     data_dir = sources.builder(config.data.name, config.data.dir).data_dir
     return pathlib.Path(data_dir) / "teacher_logits" / f"{name}.array_record"
 
