@@ -93,7 +93,7 @@ def test_each_config_runs_by_the_command_in_its_docstring(command, tmp_path_fact
         return
     relative = path.relative_to(ROOT)
     docstring = importlib.import_module(".".join(relative.with_suffix("").parts)).__doc__ or ""
-    line = re.search(r"^Command: python (.*)$", docstring, re.MULTILINE)
+    line = re.search(r"^Command: python (.*)$", docstring.replace("\\\n", ""), re.MULTILINE)
     assert line, f"{relative} names no command"
     workdirs = tmp_path_factory.getbasetemp() / "configs"
     arguments = [a.replace("runs/", f"{workdirs}/") for a in shlex.split(line.group(1))]

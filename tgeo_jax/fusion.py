@@ -24,7 +24,7 @@ class Situation(NamedTuple):
         Array | None
     )  # mean teacher prediction of each class, see geometry; None if not needed
     epoch: Array  # 1, 2, ..., num_epochs
-    num_epochs: int
+    num_epochs: Array | int
 
 
 class PerBatch(NamedTuple):

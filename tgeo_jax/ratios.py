@@ -132,7 +132,7 @@ def annealed(*, shape: str = "linear") -> FusionRatio:
 
     def weights(meta_params: MetaParams, situation: Situation) -> tuple[Array, Array]:
         del meta_params
-        done = (situation.epoch - 1) / max(situation.num_epochs - 1, 1)
+        done = (situation.epoch - 1) / jnp.maximum(situation.num_epochs - 1, 1)
         alpha = 1 - done if shape == "linear" else (1 + jnp.cos(math.pi * done)) / 2
         ones_B = jnp.ones_like(situation.soft_B)
         return (1 - alpha) * ones_B, alpha * ones_B

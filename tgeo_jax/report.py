@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from tgeo_jax import writers
+from tgeo_jax import comparison, writers
 from tgeo_jax.workdir import Workdir
 
 # Okabe and Ito's palette: told apart with any colour vision.
@@ -100,16 +100,10 @@ def _row(name: str, result: dict[str, Any]) -> tuple[str, str, str, str, str]:
     return (
         name,
         str(len(result["per_seed"])),
-        _percent(accuracy["last"]),
-        _percent(accuracy["best_by_validation"]),
+        comparison.percent(accuracy["last"]),
+        comparison.percent(accuracy["best_by_validation"]),
         f"{result['seconds']:.0f}",
     )
-
-
-def _percent(accuracy: dict[str, float | None]) -> str:
-    mean, std = accuracy["mean"], accuracy["std"]
-    assert mean is not None
-    return f"{100 * mean:.2f}" + ("" if std is None else f" ± {100 * std:.2f}")
 
 
 def _result(folder: Workdir) -> dict[str, Any]:
