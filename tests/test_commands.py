@@ -10,7 +10,7 @@ import shlex
 import pytest
 
 import tgeo_jax
-from experiments import commandline
+from experiments import commandline, compare
 from tests.conftest import ROOT
 from tgeo_jax.errors import ConfigError
 
@@ -20,6 +20,18 @@ SHORT = ["--config.train.epochs=1"]
 
 MODULES = [module.name for module in pkgutil.walk_packages(tgeo_jax.__path__, "tgeo_jax.")]
 COMMANDS = [path.stem for path in sorted((ROOT / "experiments").glob("[!_]*.py"))]
+
+
+@pytest.fixture(scope="session")
+def trained(command, tmp_path_factory):
+    """A folder with both of the digits' teachers, trained for a moment."""
+    folder = tmp_path_factory.mktemp("trained")
+    for name in ("teacher", "good_teacher"):
+        command(
+            "-m", "experiments.main", f"--config=configs/digits/{name}.py",
+            f"--workdir={folder / name}", *SHORT,
+        )  # fmt: skip
+    return folder
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -32,8 +44,14 @@ def test_every_command_imports(command, name):
     command("-c", f"import experiments.{name}")  # on its own: each defines its own flags
 
 
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def _blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def _commands(text: str) -> list[list[str]]:
+    """The `python ...` commands of all sh blocks, without the word python."""
+    lines = "".join(_blocks("sh", text)).replace("\\\n", " ").splitlines()
+    return [shlex.split(line)[1:] for line in lines if line.startswith("python ")]
 
 
 def test_readmes_python_runs_and_prints_what_it_says(capsys):
@@ -44,22 +62,69 @@ def test_readmes_python_runs_and_prints_what_it_says(capsys):
 
 @pytest.mark.xdist_group("demo")
 def test_readmes_commands_run_in_their_order(command, tmp_path):
-    lines = "".join(_blocks("sh")).replace("\\\n", " ").splitlines()
-    commands = [shlex.split(line) for line in lines if line.startswith("python ")]
-    assert [c[2] for c in commands] == ["experiments.prepare", *["experiments.main"] * 2]
-    for arguments in commands:
-        arguments = [a.replace("runs/digits", str(tmp_path)) for a in arguments[1:]]
+    commands = _commands(README)
+    names = [arguments[1] for arguments in commands]
+    assert names == ["experiments.prepare", *["experiments.main"] * 2, "experiments.compare"]
+    for arguments in commands[:-1]:
+        arguments = [a.replace("runs/digits", str(tmp_path)) for a in arguments]
         if "experiments.main" in arguments:
             arguments += [*SHORT, f"--config.teacher.workdir={tmp_path / 'teacher'}"]
         command(*arguments)
     assert (tmp_path / "tgeo" / "report" / "index.html").exists()
 
 
-def test_what_the_readme_links_to_exists():
-    links = re.findall(r"\]\(([^)#]+)", README)
-    assert len(links) > 4
-    for link in links:
-        assert link.startswith("https://") or (ROOT / link).exists(), link
+@pytest.mark.xdist_group("demo")
+def test_the_comparison_prints_a_row_for_every_method_and_knows_when_it_is_done(command, tmp_path):
+    arguments = [a.replace("runs", str(tmp_path)) for a in _commands(README)[-1]]
+    arguments += ["--epochs=1", "--seeds=2", "--methods=plain,kd,tgeo"]
+    first, again = command(*arguments), command(*arguments)
+    table = (tmp_path / "comparison" / "noisy" / "table.md").read_text()
+    assert re.findall(r"^\| (\w+) ", table, re.MULTILINE) == ["method", "plain", "kd", "tgeo"]
+    assert table in first.stdout
+    assert first.stdout == again.stdout
+
+
+def test_the_comparison_needs_something_to_compare_with(command):
+    done = command("-m", "experiments.compare", "--methods=plain,tgoe", check=False)
+    assert done.returncode == 2
+    assert "--methods=tgoe: no such method; did you mean 'tgeo'?" in done.stderr
+    done = command("-m", "experiments.compare", "--methods=plain,tgeo", check=False)
+    assert "--methods=plain,tgeo: add kd, to compare with" in done.stderr
+
+
+@pytest.mark.xdist_group("demo")
+def test_the_commands_that_combine_the_axes_run(command, trained):
+    commands = _commands((ROOT / "configs" / "README.md").read_text())
+    assert len(commands) == 7
+    for arguments in commands[:-1]:  # the last is README's comparison
+        chosen = [a.replace("runs/digits", str(trained)) for a in arguments]
+        done = command(*chosen, *SHORT, f"--config.teacher.workdir={trained / 'teacher'}")
+        assert "Report: " in done.stdout
+
+
+def test_the_benchmark_runs(command):
+    done = command("-m", "benchmarks.soft_rank", "--largest=10", "--repeats=1")
+    assert re.search(r"^ +10 +16 ", done.stdout, re.MULTILINE)
+
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "configs" / "README.md", *(ROOT / "docs").rglob("*.md")]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_what_a_document_links_to_exists(path):
+    for link in re.findall(r"\]\(([^)#\s]+)", path.read_text()):
+        assert link.startswith("https://") or (path.parent / link).exists(), link
+
+
+def test_every_method_has_a_page_that_names_its_parts():
+    pages = {path.stem: path.read_text() for path in (ROOT / "docs" / "methods").glob("*.md")}
+    for method in compare.METHODS:
+        if method == "plain":
+            continue
+        for part in ("**Formula.**", "**Where from.**", "**Switches.**", "**Cost.**", "**When.**"):
+            assert part in pages[method], (method, part)
+    for method in ("trikd", "cmkd"):
+        assert "Our reconstruction" in pages[method]
 
 
 def test_make_runs_what_the_readme_promises():
@@ -88,22 +153,19 @@ def test_demo_prints_the_table_writes_the_report_and_knows_when_it_is_done(comma
 
 @pytest.mark.xdist_group("demo")
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*/*.py")), ids=lambda p: p.stem)
-def test_each_config_runs_by_the_command_in_its_docstring(command, tmp_path_factory, path):
+def test_each_config_runs_by_the_command_in_its_docstring(command, trained, tmp_path_factory, path):
     if path.stem == "__init__":
         return
     relative = path.relative_to(ROOT)
     docstring = importlib.import_module(".".join(relative.with_suffix("").parts)).__doc__ or ""
     line = re.search(r"^Command: python (.*)$", docstring.replace("\\\n", ""), re.MULTILINE)
     assert line, f"{relative} names no command"
-    workdirs = tmp_path_factory.getbasetemp() / "configs"
-    arguments = [a.replace("runs/", f"{workdirs}/") for a in shlex.split(line.group(1))]
-    teacher = workdirs / "digits" / "teacher"
-    short = [*SHORT, f"--config.teacher.workdir={teacher}"]
-    if not (teacher / "result.json").exists() and path.stem != "teacher":
-        command(
-            "-m", "experiments.main", "--config=configs/digits/teacher.py",
-            f"--workdir={teacher}", *short,
-        )  # fmt: skip
+    workdirs = tmp_path_factory.mktemp("configs")
+    arguments = [a.replace("runs/digits", str(workdirs)) for a in shlex.split(line.group(1))]
+    config = importlib.import_module(".".join(relative.with_suffix("").parts)).get_config()
+    short = [*SHORT]
+    if config.teacher.workdir:
+        short.append(f"--config.teacher.workdir={trained / 'teacher'}")
     done = command(*arguments, *short)
     assert "Report: " in done.stdout
 
