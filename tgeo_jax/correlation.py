@@ -63,7 +63,7 @@ def dist(
 def cmkd(
     student_logits_BxK: Array,
     teacher_logits_BxK: Array,
-    labels_B: Array,
+    labels_B: Array | None = None,
     *,
     temperature: float = 4.0,
     rank_strength: float | None = None,
@@ -83,7 +83,7 @@ def cmkd(
     Args:
         student_logits_BxK: student logits.
         teacher_logits_BxK: teacher logits.
-        labels_B: class indices in [0, K), for difficulty `doubt`.
+        labels_B: class indices in [0, K); only difficulty `doubt` needs them.
         temperature: T > 0.
         rank_strength: of the soft rank, > 0, in units of the (standardised) logits; 3/K if None.
         direction: `hard_to_spearman` as above, `hard_to_pearson` with h and 1 - h exchanged,
@@ -100,8 +100,8 @@ def cmkd(
         loss_B in [0, 2 T^2 (1 + intra)].
 
     Raises:
-        ValueError: wrong ranks or sizes, an unknown direction or difficulty, a temperature or
-            rank_strength <= 0.
+        ValueError: wrong ranks or sizes, an unknown direction or difficulty, `doubt` without
+            labels, a temperature or rank_strength <= 0.
 
     References:
         "Efficient and Robust Knowledge Distillation from A Stronger Teacher Based on Correlation
@@ -109,14 +109,14 @@ def cmkd(
 
     Examples:
         >>> z = jnp.array([[3., 1., 2., 0.]])
-        >>> print(cmkd(z, 2 * z + 1, jnp.array([0])).round(4))  # a positive affine map: nothing
+        >>> print(cmkd(z, 2 * z + 1).round(4))  # a positive affine map: nothing
         [0.]
-        >>> print(cmkd(z, z[:, ::-1], jnp.array([0]), temperature=1.0, rank_strength=0.01,
+        >>> print(cmkd(z, z[:, ::-1], temperature=1.0, rank_strength=0.01,
         ...            difficulty="off", direction="hard_to_pearson").round(4))  # 1 - spearman
         [2.]
     """
     both = {"student_logits_BxK": student_logits_BxK, "teacher_logits_BxK": teacher_logits_BxK}
-    shapes.check(**both, labels_B=labels_B)
+    shapes.check(**both, **({} if labels_B is None else {"labels_B": labels_B}))
     numeric.check_temperature(temperature)
     numeric.check_choice("direction", direction, DIRECTIONS)
     strength = 3 / student_logits_BxK.shape[-1] if rank_strength is None else rank_strength
@@ -170,7 +170,11 @@ def _intra_class(student_probs_BxK: Array, teacher_probs_BxK: Array) -> Array:
 
 
 def _difficulty(
-    student_logits_BxK: Array, teacher_logits_BxK: Array, labels_B: Array, kind: str, tau: float
+    student_logits_BxK: Array,
+    teacher_logits_BxK: Array,
+    labels_B: Array | None,
+    kind: str,
+    tau: float,
 ) -> Array:
     """h_B of `cmkd`, without a derivative."""
     numeric.check_choice("difficulty", kind, DIFFICULTIES)
@@ -178,13 +182,15 @@ def _difficulty(
         (student_logits_BxK, teacher_logits_BxK)
     )
     if kind == "off":
-        return jnp.zeros(labels_B.shape, teacher_logits_BxK.dtype)
+        return jnp.zeros(teacher_logits_BxK.shape[:1], teacher_logits_BxK.dtype)
     if kind == "entropy":
         numeric.check_temperature(tau, "difficulty_temperature")
         log_p_BxK = jax.nn.log_softmax(teacher_logits_BxK / tau)
         entropy_B = -jnp.sum(jnp.exp(log_p_BxK) * log_p_BxK, axis=-1)
         return entropy_B / math.log(log_p_BxK.shape[-1])
     if kind == "doubt":
+        if labels_B is None:
+            raise ValueError("difficulty='doubt' is 1 - T_y: pass labels_B")
         probs_BxK = jax.nn.softmax(teacher_logits_BxK)
         return 1 - jnp.take_along_axis(probs_BxK, labels_B[:, None], axis=-1)[:, 0]
     probs = (jax.nn.softmax(z_BxK) for z_BxK in (student_logits_BxK, teacher_logits_BxK))
