@@ -98,7 +98,11 @@ def check(config: ConfigDict) -> None:
     for field, (is_right, what) in _RULES.items():
         value = _get(config, field)
         if not is_right(value):
-            problem = f"must {what}" if isinstance(what, str) else f"unknown{nearest(value, what)}"
+            if isinstance(what, str):
+                problem = f"must {what}"
+            else:  # of names joined by "+", the first that is unknown
+                part = next((part for part in value.split("+") if part not in what), value)
+                problem = f"unknown{nearest(part, what)}"
             raise ConfigError(f"{field}={value!r}: {problem}")
     choices.check(config)
     _check_schedule(config, "optimizer")

@@ -55,7 +55,7 @@ def run(config: ConfigDict, folder: str | pathlib.Path, *, progress: bool = True
     configs.check(config)
     if not is_chain(config):
         return train.run(config, folder, progress=progress)
-    whole = Workdir(pathlib.Path(folder))
+    whole = Workdir(pathlib.Path(folder).absolute())  # so are the anchors that it names
     whole.check_same(config)
     finished = whole.result()
     if finished is not None:
@@ -64,8 +64,12 @@ def run(config: ConfigDict, folder: str | pathlib.Path, *, progress: bool = True
     whole.claim(config)
     results = []
     for number in range(config.role.trikd.generations + 1):
-        path = whole.generation(number).path
-        results.append(train.run(_of_generation(config, whole, number), path, progress=progress))
+        own = whole.generation(number)
+        # A finished one counts even if the folder was moved and its anchor's path is the old one.
+        found = own.result()
+        if found is None:
+            found = train.run(_of_generation(config, whole, number), own.path, progress=progress)
+        results.append(found)
     result = {**results[-1], "generations": [found["test_accuracy"] for found in results]}
     result["seconds"] = sum(found["seconds"] for found in results)
     whole.write_result(result)

@@ -7,6 +7,7 @@ import dataclasses
 import fcntl
 import json
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -45,10 +46,8 @@ class Workdir:
 
     def generations(self) -> list[Workdir]:
         """The runs of the chain in this folder, oldest first; none where it holds a single run."""
-        numbers = sorted(
-            int(path.name.removeprefix("generation_"))
-            for path in self.path.glob("generation_[0-9]*")
-        )
+        found = (re.fullmatch(r"generation_(\d+)", path.name) for path in self.path.glob("*"))
+        numbers = sorted(int(match[1]) for match in found if match)
         return [self.generation(number) for number in numbers]
 
     def config(self) -> dict[str, Any]:

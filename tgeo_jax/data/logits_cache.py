@@ -107,4 +107,6 @@ def _read(path: pathlib.Path, header: dict[str, Any]) -> np.ndarray:
 
 
 def _told(header: dict[str, Any], fields: list[str]) -> str:
-    return ", ".join(str(header.get(field))[:12] for field in fields)
+    """Values for a message; of a fingerprint its beginning is enough."""
+    values = [header.get(field) for field in fields]
+    return ", ".join(json.dumps(v) if isinstance(v, dict) else str(v)[:12] for v in values)
