@@ -12,7 +12,7 @@ import pytest
 from tgeo_jax import checkpoint
 from tgeo_jax.checkpoint import Checkpoints
 from tgeo_jax.errors import CheckpointError
-from tgeo_jax.state import Best, Fusion, Learner, TrainState
+from tgeo_jax.state import Best, Fusion, Learner, Peer, TrainState
 
 SEEDS = 2
 # Values that a detour through decimals, float64 or a clean-up would change.
@@ -78,6 +78,27 @@ def test_state_and_best_come_back_bit_for_bit(tmp_path, batch_stats):
     found = restored(tmp_path, (blank(state), blank(best)))
     assert jax.tree.structure(found) == jax.tree.structure((state, best))
     assert bits(found) == bits((state, best))
+
+
+def with_teacher_and_anchor():
+    state, best = state_and_best()
+    peer = Learner(params(5.0), {"mean": jnp.full((SEEDS, 4), 1 / 7)}, optax.sgd(0.1).init({}))
+    means = jnp.asarray(np.random.RandomState(0).rand(SEEDS, 4, 4), jnp.float32)
+    return state.replace(teacher=Peer(peer, means), anchor={"params": params(9.0)}), best
+
+
+def test_a_teacher_that_trains_along_and_the_anchor_come_back_bit_for_bit(tmp_path):
+    state, best = with_teacher_and_anchor()
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(12, state, best)
+    checkpoints.close()
+    found = restored(tmp_path, (blank(state), blank(best)))
+    assert jax.tree.structure(found) == jax.tree.structure((state, best))
+    assert bits(found) == bits((state, best))
+    # Neither is what comes out as the trained network.
+    network = checkpoint.load_network(tmp_path, "last", seed_index=1)
+    student = np.asarray(params(1.0)["Dense_0"]["kernel"])[1]
+    assert network["params"]["Dense_0"]["kernel"].tobytes() == student.tobytes()
 
 
 def test_arrays_may_be_overwritten_once_save_returns(tmp_path):

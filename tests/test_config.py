@@ -34,10 +34,13 @@ BAD = {
     "teacher.name": "zzz",
     "teacher.which": "zzz",
     "loss.name": "zzz",
+    "loss.weights": (1.0, -1.0),
     "ratio.name": "zzz",
     "role.name": "zzz",
     "meta.order": "zzz",
     "meta.every": 0,
+    "meta.accumulate": 0,
+    "meta.outer_soft": 1.5,
     "meta.batch_size": 0,
     "meta.estimator": "zzz",
     "train.epochs": 0,
@@ -45,6 +48,7 @@ BAD = {
     "train.eval_every": 0,
     "train.checkpoint_every": 0,
     "mesh.seed": 0,
+    "generation": -1,
     **{f"optimizer.{name}": value for name, value in BAD_OPTIMIZER.items()},
     **{f"meta.optimizer.{name}": value for name, value in BAD_OPTIMIZER.items()},
 }
@@ -53,15 +57,19 @@ FIX = {
     "seeds": "positive integer",
     "data.validation_fraction": "(0, 1)",
     "loss.name": "kl",
-    "ratio.name": "constant, tgeo",
-    "role.name": "alone, frozen",
+    "loss.weights": "hold finite numbers >= 0",
+    "ratio.name": "constant, weighted",
+    "role.name": "alone, frozen, cached, several, dml, trikd",
     "student.name": "mlp, cnn",
     "teacher.which": "last, best",
+    "meta.accumulate": "positive integer",
+    "meta.outer_soft": "lie in [0, 1]",
     "meta.estimator": "mixed, reverse, finite_difference",
     "optimizer.name": "sgd, adam, adamw",
     "optimizer.momentum": "[0, 1)",
     "optimizer.drop_epochs": "increase",
     "meta.optimizer.schedule": "constant, step, cosine",
+    "generation": "integer >= 0",
 }
 
 
@@ -99,7 +107,13 @@ def test_a_broken_rule_says_what_would_be_right(field):
 
 
 @pytest.mark.parametrize(
-    "field", ["data.validation_fraction", "data.label_noise", "optimizer.learning_rate"]
+    "field",
+    [
+        "data.validation_fraction",
+        "data.label_noise",
+        "optimizer.learning_rate",
+        "meta.outer_soft",
+    ],
 )
 def test_nan_breaks_a_rule(field):
     with pytest.raises(ConfigError, match=f"^{re.escape(field)}=nan: must "):
@@ -110,6 +124,18 @@ def test_nan_breaks_a_rule(field):
 def test_infinity_breaks_a_rule(field):
     with pytest.raises(ConfigError, match=f"^{re.escape(field)}=inf: must be a finite"):
         configs.check(changed({field: float("inf")}))
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf")])
+def test_a_loss_weight_that_is_not_finite_is_named(weight):
+    said = rf"^loss\.weights=\(1\.0, {weight}\): must hold finite numbers >= 0"
+    with pytest.raises(ConfigError, match=said):
+        configs.check(changed({"loss.weights": (1.0, weight)}))
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_outer_loss_may_be_hard_or_soft_alone(share):
+    configs.check(changed({"meta.outer_soft": share}))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +180,14 @@ def test_an_unknown_field_is_answered_with_the_nearest_name(field, nearest):
         ("optimizer.nesterov", 1, "true or false"),
         ("data.name", 5, "text"),
         ("optimizer.drop_epochs", ("10",), "a tuple of numbers"),
-        ("optimizer.drop_epochs", 10, "a tuple of numbers"),
+        ("optimizer.drop_epochs", 10, "a tuple"),
+        ("loss.weights", (1.0, True), "a tuple of numbers"),
+        ("loss.cmkd.rank_strength", "0.3", "a number, or None"),
+        ("loss.cmkd.rank_strength", True, "a number, or None"),
+        ("role.several.workdirs", ("runs/a", 1), "a tuple of texts"),
+        ("role.several.workdirs", "runs/a", "a tuple"),
+        ("role.trikd.anchor_student", ("1",), "a tuple of numbers"),
+        ("generation", 0.5, "an integer"),
         ("data.batch_size", {"train": 1}, "a value"),
         ("data", 3, "a section"),
     ],

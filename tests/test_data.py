@@ -185,6 +185,16 @@ def test_the_same_key_gives_the_same_view():
     assert first.tobytes() != other.tobytes()
 
 
+def test_a_view_depends_on_its_own_key_alone():
+    view = resident.augment(lambda images: images, crop_padding=2, flip=True)
+    keys, images = jax.random.split(jax.random.key(0), 30), np.stack([IMAGE] * 30)
+    whole = np.asarray(jax.jit(view)(keys, images))
+    assert len({image.tobytes() for image in whole}) > 10
+    # In another order and in other company every image is cut as before.
+    rows = np.array([21, 3, 3, 8])
+    np.testing.assert_array_equal(jax.jit(view)(keys[rows], images[:4]), whole[rows])
+
+
 def test_padding_is_black_before_normalisation():
     white = np.full((50, 4, 4, 1), 255, np.uint8)
     clean = resident.normalise((0.25,), (0.5,))
@@ -315,6 +325,18 @@ def test_an_unknown_dataset_is_answered_with_the_nearest_name():
 
 
 def test_take_selects_examples_in_the_given_order():
-    split = sources.Split(np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1), np.int32([5, 6, 7, 8]))
+    images = np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1)
+    split = sources.Split(images, np.int32([5, 6, 7, 8]), np.int32([20, 21, 22, 23]))
     found = split.take(np.array([3, 0]))
     assert (found.images.ravel().tolist(), found.labels.tolist()) == ([3, 0], [8, 5])
+    assert found.ids.tolist() == [23, 20]
+
+
+@pytest.mark.parametrize("options", [{}, {"split_seed": 1}, {"validation_fraction": 0.4}])
+def test_ids_name_the_same_pictures_whatever_is_held_out(digits_dir, records, options):
+    dataset = sources.load("digits", digits_dir, label_noise=0.1, **options)
+    in_order = [records["train"][name][0] for name in sorted(records["train"])]
+    for split in (dataset.train, dataset.validation):
+        np.testing.assert_array_equal(split.images[..., 0], [in_order[i] for i in split.ids])
+    both = np.concatenate([dataset.train.ids, dataset.validation.ids])
+    assert sorted(both) == list(range(1437))

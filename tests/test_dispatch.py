@@ -15,7 +15,7 @@ import pytest
 
 from tests import methods
 from tests.conftest import ROOT
-from tgeo_jax import distill, parallel, ratios
+from tgeo_jax import distill, models, parallel, ratios, roles
 from tgeo_jax.data import resident
 from tgeo_jax.dispatch import Dispatcher, Resident
 from tgeo_jax.randomness import Purpose
@@ -23,6 +23,18 @@ from tgeo_jax.state import Batch
 
 DATA = Resident(methods.examples(40), methods.examples(24, seed=1))
 BATCH, META_BATCH = 8, 8
+
+
+def _mutual(hard_teacher: float = 1.0) -> roles.Role:
+    """A BatchNorm teacher that trains along: running statistics and class means of its own."""
+    peer = models.build("cnn", methods.NUM_CLASSES, widths=(2,))
+    return roles.dml(peer, hard_teacher=(hard_teacher,))
+
+
+_METHODS = {
+    **{order: {"order": order} for order in distill.ORDERS},
+    "dml": {"role": _mutual(), "ratio": ratios.weighted()},
+}
 
 
 def _states(method, seeds):
@@ -71,9 +83,9 @@ def test_a_dispatch_equals_its_steps_one_by_one(order):
     assert int(scanned.step) == 7
 
 
-@pytest.mark.parametrize("order", ["student_first", "prequential"])
-def test_cutting_the_steps_differently_changes_nothing(order):
-    method = methods.method(order=order)
+@pytest.mark.parametrize("name", ["student_first", "prequential", "dml"])
+def test_cutting_the_steps_differently_changes_nothing(name):
+    method = methods.method(**_METHODS[name])
     whole, (outcome,) = _run(method, [0], [6])
     cut, outcomes = _run(method, [0], [2, 4])
     _close(whole, cut)
@@ -82,16 +94,21 @@ def test_cutting_the_steps_differently_changes_nothing(order):
     assert outcome.sums["hard_loss"].count == 6 * BATCH
 
 
-@pytest.mark.parametrize("order", distill.ORDERS)
-def test_three_seeds_in_one_program_equal_three_runs(order):
-    method = methods.method(order=order, meta_every=2)
+@pytest.mark.parametrize("name", _METHODS)
+def test_three_seeds_in_one_program_equal_three_runs(name):
+    method = methods.method(**_METHODS[name], meta_every=2)
     together, _ = _run(method, [0, 1, 2], [6])
     for index, seed in enumerate([0, 1, 2]):
         alone, _ = _run(method, [seed], [6])
-        own = jax.tree.map(lambda x, i=index: x[i], (together.student, together.fusion))
-        _close(own, jax.tree.map(lambda x: x[0], (alone.student, alone.fusion)))
+        parts, expected = (
+            (state.student, state.fusion, state.teacher) for state in (together, alone)
+        )
+        own = jax.tree.map(lambda x, i=index: x[i], parts)
+        _close(own, jax.tree.map(lambda x: x[0], expected))
     kernels = jax.tree.leaves(together.student.params)
     assert not np.allclose(kernels[-1][0], kernels[-1][1])
+    for leaf in jax.tree.leaves(together.teacher):
+        assert not np.allclose(leaf[0], leaf[1])
 
 
 def test_a_step_that_is_not_finite_is_undone_and_named():
@@ -117,28 +134,46 @@ def test_an_update_that_is_not_finite_is_noticed_although_the_loss_is():
     assert [name for name, flags in outcome.failed.items() if flags[0]] == ["student update"]
 
 
+def test_a_teachers_update_that_is_not_finite_is_noticed_although_the_students_is():
+    method = methods.method(
+        role=_mutual(hard_teacher=3e38), ratio=ratios.constant(), optimizer=optax.sgd(100.0)
+    )
+    state, (outcome,) = _run(method, [0], [2])
+    assert int(state.step) == 0
+    assert [name for name, flags in outcome.failed.items() if flags[0]] == ["teacher update"]
+
+
 # (devices, of which along the seed axis)
 _LAYOUTS = {
     "student_first": ((8, 1), (8, 2)),
     "fusion_first": ((8, 1),),
     "prequential": ((8, 2),),
+    "dml": ((8, 2),),
 }
 
 
 def _eight_device_script(path: pathlib.Path) -> None:
     """Runs in a process of its own: the number of devices is fixed when JAX starts."""
     found = {}
-    for order, layouts in _LAYOUTS.items():
+    for name, layouts in _LAYOUTS.items():
         for devices, seed_devices in ((1, 1), *layouts):
             mesh = parallel.make_mesh(seed_devices, jax.devices()[:devices])
-            method = methods.method(order=order)
+            method = methods.method(**_METHODS[name])
             dispatcher = Dispatcher(method, mesh, BATCH, META_BATCH)
             state, teacher = _states(method, [0, 1]), methods.teacher()
+            losses = []
             for _ in range(2):
                 state, outcome = dispatcher.run(state, teacher, DATA, 2)
                 jax.block_until_ready((state, outcome))
+                sums = jax.device_get(outcome.sums)
+                losses += [
+                    (summed.total / np.maximum(summed.count, 1)).tolist()
+                    for key, summed in sorted(sums.items())
+                    if key.endswith("_loss")
+                ]
             flat = np.concatenate([np.ravel(x) for x in jax.tree.leaves(jax.device_get(state))])
-            found[f"{order} {devices} {seed_devices}"] = flat.astype(float).tolist()
+            key = f"{name} {devices} {seed_devices}"
+            found[key] = {"state": flat.astype(float).tolist(), "losses": losses}
     path.write_text(json.dumps(found))
 
 
@@ -160,8 +195,11 @@ def test_eight_devices_give_the_numbers_of_one(tmp_path):
         [sys.executable, "-c", code, str(path)], cwd=ROOT, env=environment, check=True, timeout=300
     )
     found = json.loads(path.read_text())
-    for order, layouts in _LAYOUTS.items():
-        one = found[f"{order} 1 1"]
+    for name, layouts in _LAYOUTS.items():
+        one = found[f"{name} 1 1"]
         for devices, seed_devices in layouts:
-            many = found[f"{order} {devices} {seed_devices}"]
-            np.testing.assert_allclose(many, one, rtol=2e-3, atol=2e-5)
+            many = found[f"{name} {devices} {seed_devices}"]
+            np.testing.assert_allclose(many["state"], one["state"], rtol=2e-3, atol=2e-5)
+            # hard, soft, teacher and outer loss, and of "dml" what the teacher learns from.
+            assert np.shape(one["losses"]) == (10 if name == "dml" else 8, 2)
+            np.testing.assert_allclose(many["losses"], one["losses"], atol=1e-5)

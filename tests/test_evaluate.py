@@ -10,7 +10,7 @@ import scipy.special
 from sklearn.metrics import accuracy_score, log_loss
 
 from tests import methods
-from tgeo_jax import evaluate, models
+from tgeo_jax import evaluate, models, roles, teachers
 from tgeo_jax.state import Batch
 
 SPLIT = methods.examples(23)
@@ -49,6 +49,33 @@ def test_logits_come_back_for_every_example_in_order(network):
     assert logits.shape == (2, 23, methods.NUM_CLASSES)
     last = Batch(SPLIT.images_BxHxWxC[22:], SPLIT.labels_B[22:])
     np.testing.assert_allclose(logits[:, 22:], evaluator.logits(variables, last), rtol=1e-5)
+
+
+def test_several_teachers_are_evaluated_as_the_mean_of_their_predictions(network):
+    """Padded batches included: 23 examples in batches of 8."""
+    module, variables = network
+    dense = models.build("mlp", methods.NUM_CLASSES, hidden=())
+    other = jax.jit(dense.init)(jax.random.key(1), jnp.zeros((1, 5, 5, 1)))
+    first = jax.tree.map(lambda leaf: leaf[0], variables)
+    together = {
+        "params": {"models_0": first["params"], "models_1": other["params"]},
+        "batch_stats": {"models_0": first["batch_stats"]},
+    }
+    view = lambda images: images.astype(jnp.float32) / 255  # noqa: E731
+    several = teachers.Trained(roles.Ensemble((module, dense)), together, several=True)
+    each = [
+        np.asarray(evaluate.predictor(m, view)(own, SPLIT.images_BxHxWxC), np.float64)
+        for m, own in ((module, first), (dense, other))
+    ]
+    evaluator = evaluate.Evaluator(evaluate.predictor(several.module, view), 8, seeds=False)
+    np.testing.assert_allclose(evaluator.logits(together, SPLIT), each, rtol=1e-4, atol=1e-5)
+
+    probs = np.mean([scipy.special.softmax(logits, axis=1) for logits in each], axis=0)
+    found = evaluate.Evaluator(several.predict(view), 8, seeds=False).metrics(together, SPLIT)
+    accuracy, loss = (found[name].total / found[name].count for name in sorted(found))
+    labels = np.asarray(SPLIT.labels_B)
+    assert accuracy == pytest.approx(accuracy_score(labels, probs.argmax(1)))
+    assert loss == pytest.approx(log_loss(labels, probs), rel=1e-5)
 
 
 def test_a_single_network_needs_no_seed_axis(network):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -88,3 +90,25 @@ def test_prequential_costs_7_forward_passes(plain):
         teacher, state, current, batch,
     )  # fmt: skip
     assert 2.0 < flops / plain <= 2.36
+
+
+def test_rw_costs_10_forward_passes(plain):
+    assert 3.0 < _step_flops(ratio=ratios.rw()) / plain <= 3.4
+
+
+@pytest.mark.parametrize(
+    ("role", "networks"),
+    # 3F for each of two networks of one architecture, and F for the anchor.
+    [(roles.dml(Student()), 2.0), (roles.trikd(Student()), 7 / 3)],
+    ids=["dml", "trikd"],
+)
+def test_a_peer_costs_a_plain_step_and_an_anchor_a_forward_pass(plain, role, networks):
+    method = dataclasses.replace(_method(ratio=ratios.weighted()), role=role)
+    _, _, batch = _arguments(_method())
+    images = batch.images_BxHxWxC
+    anchor = jax.eval_shape(lambda x: method.student.init(jax.random.key(0), x), images)
+    state = jax.eval_shape(lambda x, a: distill.init_state(method, 0, x, anchor=a), images, anchor)
+    flops = _flops(
+        lambda s, b: distill.train_step(method, Teacher(None, None))(s, b, b), state, batch
+    )
+    assert flops / plain == pytest.approx(networks, rel=0.01)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tgeo_jax import metrics
+from tgeo_jax import fusion, metrics
 
 
 def test_means_add_up_over_uneven_batches():
@@ -86,6 +86,41 @@ def test_a_situation_without_samples_is_not_reported():
     assert "ratio_right_large_edge" in names
     assert "ratio_teacher_wrong" not in names
     assert "ratio_wrong_large_edge" not in names
+
+
+LOGITS = np.log(np.float32([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]))
+LABELS = jnp.array([0, 0])
+OUTER = metrics.Mean(jnp.float32(0), jnp.float32(0))
+
+
+def seen(teacher_logits, soft, anchor=None):
+    situation = fusion.Situation(
+        LOGITS, teacher_logits, LABELS, -LOGITS[:, 0], jnp.float32(soft), None, 1, 9
+    )
+    weights = jnp.float32([0.25, 1]), jnp.float32([0.75, 0])
+    return metrics.Seen(LOGITS, LABELS, -LOGITS[:, 0], situation, weights, anchor)
+
+
+def test_of_several_teachers_the_mean_prediction_is_reported():
+    # Each is wrong on the first sample by itself; their mean, (.45, .275, .275), is right.
+    each = np.float32(
+        [[[0.45, 0.55, 1e-9], [0.2, 0.3, 0.5]], [[0.45, 1e-9, 0.55], [0.4, 0.5, 0.1]]]
+    )
+    found = metrics.summarise(metrics.of_step(seen(np.log(each), [[1, 2], [5, 10]]), OUTER))
+    assert found["teacher_loss"] == pytest.approx(-(np.log(0.45) + np.log(0.3)) / 2, rel=1e-5)
+    assert found["ratio_teacher_right"] == pytest.approx(0.75)
+    assert found["ratio_teacher_wrong"] == 0
+    assert found["soft_loss"] == pytest.approx((3 + 6) / 2)
+    assert found["hard_loss"] == pytest.approx(-(np.log(0.7) + np.log(0.1)) / 2, rel=1e-5)
+    assert found["accuracy"] == 0.5
+
+
+def test_an_anchors_loss_is_reported_where_there_is_one():
+    with_anchor = metrics.of_step(seen(LOGITS, [1, 2], anchor=jnp.float32([3, 5])), OUTER)
+    assert metrics.summarise(with_anchor)["anchor_student_loss"] == 4
+    without = metrics.of_step(seen(LOGITS, [1, 2]), OUTER)
+    assert "anchor_student_loss" not in without
+    assert set(with_anchor) - set(without) == {"anchor_student_loss"}
 
 
 def test_summarise_reports_the_quantiles_of_the_histogram():

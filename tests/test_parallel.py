@@ -10,7 +10,7 @@ import pytest
 
 from tgeo_jax import parallel
 from tgeo_jax.errors import ConfigError
-from tgeo_jax.state import Fusion, Learner, TrainState
+from tgeo_jax.state import Fusion, Learner, Peer, TrainState
 
 
 def mesh_of(size):
@@ -48,6 +48,8 @@ def state(seeds):
         seed=jnp.arange(seeds),
         student=Learner(params, {}, params),
         fusion=Fusion({}, ()),
+        teacher=Peer(Learner(params, {}, ()), jnp.arange(4.0 * seeds).reshape(seeds, 2, 2)),
+        anchor=params,
     )
 
 
@@ -55,11 +57,13 @@ def test_vmap_over_seeds_leaves_the_step_one_number():
     ranks = []
 
     def see(one):
-        ranks.append((jnp.ndim(one.step), jnp.ndim(one.seed), jnp.ndim(one.student.params["w"])))
+        of_teacher = (one.teacher.learner.params["w"], one.teacher.class_means_KxK)
+        leaves = (one.step, one.seed, one.student.params["w"], *of_teacher, one.anchor["w"])
+        ranks.append(tuple(jnp.ndim(leaf) for leaf in leaves))
         return one
 
     found = jax.vmap(see, in_axes=(parallel.SEED_AXES,), out_axes=parallel.SEED_AXES)(state(2))
-    assert ranks == [(0, 0, 1)]
+    assert ranks == [(0, 0, 1, 1, 2, 1)]
     np.testing.assert_array_equal(found.step, 7)
 
 
@@ -75,7 +79,8 @@ from tgeo_jax import parallel
 mesh = parallel.make_mesh(2)
 print(dict(mesh.shape))
 shardings = parallel.state_shardings(mesh)
-print(shardings.step.shard_shape(()), shardings.student.shard_shape((4, 3)))
+of_seeds = (shardings.student, shardings.teacher, shardings.anchor)
+print(shardings.step.shard_shape(()), *(one.shard_shape((4, 3)) for one in of_seeds))
 print(parallel.batch_sharding(mesh).shard_shape((4, 8, 5)))
 print(parallel.replicated(mesh).shard_shape((6, 8)))
 """
@@ -97,7 +102,7 @@ def test_eight_devices_cut_seeds_in_two_and_batches_in_four():
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "{'seed': 2, 'data': 4}",
-        "() (2, 3)",  # the step on every device; 4 seeds in halves
+        "() (2, 3) (2, 3) (2, 3)",  # the step on every device; 4 seeds in halves
         "(2, 2, 5)",  # 4 seeds in halves, 8 samples in quarters
         "(6, 8)",
     ]

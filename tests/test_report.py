@@ -50,8 +50,8 @@ def finished(tmp_path) -> Workdir:
     np.savez(
         folder.samples,
         ratio=np.stack([ratio, ratio]),
-        teacher_class=np.arange(20) % 10,
-        teacher_right=np.arange(20) % 2 == 0,
+        teacher_class=np.arange(20)[None] % 10,
+        teacher_right=np.arange(20)[None] % 2 == 0,
         label=np.zeros(20, int),
         lowest=np.arange(16),
         highest=np.arange(19, 3, -1),
@@ -82,6 +82,37 @@ def test_a_constant_ratio_has_no_story_to_tell(finished):
     np.savez(finished.samples, **{**arrays, "ratio": np.full((2, 20), 0.9)})
     report.write({"kd": finished}, finished.report)
     assert [p.name for p in (finished.report / "figures").iterdir()] == ["accuracy.png"]
+
+
+def _bars(figure) -> list[int]:
+    """Height of every bar of a stacked histogram, by its first set and then its second."""
+    (axes,) = figure.axes
+    return [[round(bar.get_height()) for bar in bars] for bars in axes.containers]
+
+
+def test_the_histogram_counts_a_frozen_teacher_for_every_seed(finished):
+    right, wrong = _bars(report._histogram(np.load(finished.samples)))
+    assert (sum(right), sum(wrong)) == (20, 20)  # right on every second of 20 samples, 2 seeds
+
+
+def test_the_histogram_asks_each_seeds_own_teacher(finished):
+    arrays = dict(np.load(finished.samples))
+    # One half of the samples at .1, the other at .9; the second seed's teacher is always wrong.
+    arrays["ratio"] = np.tile(np.repeat([0.11, 0.91], 10), (2, 1))
+    arrays["teacher_right"] = np.array([[True] * 10 + [False] * 10, [False] * 20])
+    right, wrong = _bars(report._histogram(arrays))
+    assert {i: n for i, n in enumerate(right) if n} == {4: 10}  # bins are .025 wide
+    assert {i: n for i, n in enumerate(wrong) if n} == {4: 10, 36: 20}
+
+
+def test_the_pictures_tell_what_the_first_seeds_teacher_says(finished):
+    arrays = dict(np.load(finished.samples))
+    arrays["teacher_class"] = np.stack([np.full(20, 7), np.full(20, 3)])
+    arrays["ratio"] = np.stack([np.linspace(0, 1, 20), np.zeros(20)])
+    titles = [axes.get_title() for axes in report._extremes(arrays).axes]
+    assert len(titles) == 32
+    assert all(title.startswith("0, says 7\n") for title in titles)
+    assert titles[1].endswith("0.05")  # 1 / 19
 
 
 def test_the_page_is_headed_by_its_title_or_its_runs(finished):

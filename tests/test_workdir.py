@@ -61,6 +61,38 @@ def test_everything_lies_inside_the_folder(tmp_path):
     assert names == ["checkpoints", "metrics.jsonl", "samples.npz", "report"]
 
 
+def test_generations_lie_in_folders_of_their_own_in_the_order_of_their_numbers(tmp_path):
+    folder = Workdir(tmp_path)
+    assert folder.generations() == []
+    for number in (10, 2, 0):
+        folder.generation(number).claim(changed(generation=number))
+    names = [run.path.relative_to(tmp_path).as_posix() for run in folder.generations()]
+    assert names == ["generation_0", "generation_2", "generation_10"]  # as numbers: 2 before 10
+    assert [run.config()["generation"] for run in folder.generations()] == [0, 2, 10]
+
+
+def test_a_folder_set_aside_is_not_a_generation(tmp_path):
+    for name in ("generation_0", "generation_1", "generation_1_old"):
+        (tmp_path / name).mkdir()
+    assert [run.path.name for run in Workdir(tmp_path).generations()] == [
+        "generation_0", "generation_1",
+    ]  # fmt: skip
+
+
+def test_of_a_finished_chain_the_last_student_teaches(tmp_path):
+    whole = Workdir(tmp_path)
+    whole.claim(changed())
+    for number in range(3):
+        whole.generation(number).claim(changed(generation=number))
+        whole.generation(number).write_result({})
+    # All generations are finished, but the chain has not said so yet.
+    with pytest.raises(CheckpointError, match=r"^role\.trikd\.anchor=.*has not finished.*resumes"):
+        workdir.trained(str(tmp_path), "role.trikd.anchor")
+    whole.write_result({})
+    found = workdir.trained(str(tmp_path), "role.trikd.anchor")
+    assert found.path == tmp_path / "generation_2"
+
+
 def test_a_teacher_that_was_never_trained_names_the_command_that_trains_one(tmp_path):
     path = str(tmp_path / "teacher")
     said = rf"^teacher\.workdir='{re.escape(path)}': no run there.*\n.*--workdir={re.escape(path)}"

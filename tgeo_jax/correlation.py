@@ -92,7 +92,8 @@ def cmkd(
             softmax(teacher / difficulty_temperature) over log K, `doubt` 1 - T_y,
             `disagreement` sum_k |S_k - T_k| / 2, or `off`, h = 0.
         difficulty_temperature: for `entropy`, > 0.
-        normalise_difficulty: stretch h over the batch to [0, 1]; all equal becomes 1/2.
+        normalise_difficulty: stretch h over the batch to [0, 1]; all equal, to 1e-6, becomes 1/2.
+            `off` stays 0.
         standardise: whether z is standardised as in `logit_std`, or the raw logits.
         intra: weight of DIST's intra-class term, >= 0.
 
@@ -118,7 +119,11 @@ def cmkd(
     both = {"student_logits_BxK": student_logits_BxK, "teacher_logits_BxK": teacher_logits_BxK}
     shapes.check(**both, **({} if labels_B is None else {"labels_B": labels_B}))
     numeric.check_temperature(temperature)
+    numeric.check_temperature(difficulty_temperature, "difficulty_temperature")
     numeric.check_choice("direction", direction, DIRECTIONS)
+    numeric.check_choice("difficulty", difficulty, DIFFICULTIES)
+    if rank_strength is not None and not rank_strength > 0:
+        raise ValueError(f"rank_strength={rank_strength}: must be > 0, or None for 3/K")
     strength = 3 / student_logits_BxK.shape[-1] if rank_strength is None else rank_strength
     raw_S, raw_T = (numeric.at_least_float32(z_BxK) for z_BxK in both.values())
     s_BxK, t_BxK = (z_scores(z_BxK) if standardise else z_BxK for z_BxK in (raw_S, raw_T))
@@ -129,9 +134,8 @@ def cmkd(
         mixed_B = (value_B + rank_B) / 2
     else:
         h_B = _difficulty(raw_S, raw_T, labels_B, difficulty, difficulty_temperature)
-        if normalise_difficulty:
-            span = h_B.max() - h_B.min()
-            h_B = jnp.where(span > 0, (h_B - h_B.min()) / jnp.where(span > 0, span, 1), 0.5)
+        if normalise_difficulty and difficulty != "off":
+            h_B = _stretched(h_B)
         easy_B, hard_B = (value_B, rank_B) if direction == "hard_to_spearman" else (rank_B, value_B)
         mixed_B = (1 - h_B) * easy_B + h_B * hard_B
     if intra:
@@ -177,14 +181,12 @@ def _difficulty(
     tau: float,
 ) -> Array:
     """h_B of `cmkd`, without a derivative."""
-    numeric.check_choice("difficulty", kind, DIFFICULTIES)
     student_logits_BxK, teacher_logits_BxK = jax.lax.stop_gradient(
         (student_logits_BxK, teacher_logits_BxK)
     )
     if kind == "off":
         return jnp.zeros(teacher_logits_BxK.shape[:1], teacher_logits_BxK.dtype)
     if kind == "entropy":
-        numeric.check_temperature(tau, "difficulty_temperature")
         log_p_BxK = jax.nn.log_softmax(teacher_logits_BxK / tau)
         entropy_B = -jnp.sum(jnp.exp(log_p_BxK) * log_p_BxK, axis=-1)
         return entropy_B / math.log(log_p_BxK.shape[-1])
@@ -195,3 +197,10 @@ def _difficulty(
         return 1 - jnp.take_along_axis(probs_BxK, labels_B[:, None], axis=-1)[:, 0]
     probs = (jax.nn.softmax(z_BxK) for z_BxK in (student_logits_BxK, teacher_logits_BxK))
     return jnp.sum(jnp.abs(next(probs) - next(probs)), axis=-1) / 2
+
+
+def _stretched(h_B: Array) -> Array:
+    """Min-max over the batch; what only rounding tells apart is not stretched."""
+    span = h_B.max() - h_B.min()
+    differs = span > 1e-6
+    return jnp.where(differs, (h_B - h_B.min()) / jnp.where(differs, span, 1), 0.5)

@@ -226,7 +226,7 @@ def weighted_sum(parts: Sequence[SoftLoss], weights: Sequence[float]) -> SoftLos
         A function (student_logits_BxK, teacher_logits_BxK, labels_B) -> loss_B.
 
     Raises:
-        ValueError: not as many weights as parts.
+        ValueError: no parts, or not as many weights as parts.
 
     Examples:
         >>> z = jnp.array([[2., 0.]])
@@ -235,6 +235,8 @@ def weighted_sum(parts: Sequence[SoftLoss], weights: Sequence[float]) -> SoftLos
         >>> print(both(-z, z, jnp.array([0])) / kl_loss(-z, z, jnp.array([0])))
         [1.5]
     """
+    if not parts or len(parts) != len(weights):
+        raise ValueError(f"{len(weights)} weights for {len(parts)} losses: give one for each")
     pairs = list(zip(weights, parts, strict=True))
 
     def loss(student_logits_BxK: Array, teacher_logits_BxK: Array, labels_B: Array) -> Array:

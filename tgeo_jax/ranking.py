@@ -31,7 +31,8 @@ def soft_rank(values_XxN: Array, *, strength: float) -> Array:
 
     Args:
         values_XxN: any leading axes; ranks along the last. At least float32 is used.
-        strength: regularisation, > 0, in units of the values.
+        strength: regularisation, > 0, in units of the values. In float32 ties are kept where the
+            spread of the values is less than some 10^7 times it.
 
     Returns:
         ranks_XxN in [1, n], summing up to n (n + 1) / 2.
@@ -53,6 +54,8 @@ def soft_rank(values_XxN: Array, *, strength: float) -> Array:
     if not strength > 0:
         raise ValueError(f"strength={strength}: must be > 0; about 3/n for z-scored values")
     values_XxN = _rankable(values_XxN)
+    # Ranks do not know of an offset, but the rounding of values / strength does.
+    values_XxN -= jax.lax.stop_gradient(values_XxN.mean(axis=-1, keepdims=True))
     n = values_XxN.shape[-1]
     order_XxN = jnp.argsort(jax.lax.stop_gradient(values_XxN), axis=-1, descending=True)
     sorted_XxN = jnp.take_along_axis(values_XxN, order_XxN, axis=-1)
