@@ -1,7 +1,7 @@
 """A good teacher for the digits: teacher.py's network on the true labels.
 
 What for: the comparison of methods needs one that knows more than the student.
-Command: python -m experiments.main --config=configs/digits/good_teacher.py \\\\
+Command: python -m experiments.main --config=configs/digits/good_teacher.py \\
     --workdir=runs/digits/good_teacher
 Cost: about 10 seconds on two CPU cores.
 Expected: @@EXPECT_good_teacher@@
