@@ -12,6 +12,7 @@ from tgeo_jax import assemble, models, parallel, teachers
 from tgeo_jax import config as configs
 from tgeo_jax.data import sources
 from tgeo_jax.errors import ConfigError, DataError
+from tgeo_jax.state import Batch, Teacher
 
 
 def _config(digits_dir):
@@ -169,3 +170,14 @@ def test_a_single_run_that_needs_an_anchor_says_how_to_get_one(digits_dir):
     # Nothing is anchored where both weights are zero.
     run = assemble.assemble(_learning_along(config, "trikd"))
     assert (run.anchor, run.method.role.anchored) == (None, False)
+
+
+@pytest.mark.parametrize("role", ["alone", "dml", "trikd"])
+def test_without_a_frozen_teacher_there_is_no_context(digits_dir, role):
+    config = _config(digits_dir)
+    config.role.name = role
+    run = assemble.assemble(config, anchor_comes_later=True)
+    train = Batch(run.dataset.train.images, run.dataset.train.labels)
+    assert teachers.context(run.method, run.teacher, train, 10, 500) == Teacher(None, None)
+    assert (run.teacher is None) == (role == "alone")
+    assert role == "alone" or run.teacher.variables is None
