@@ -2,8 +2,8 @@
 
 Needs the teacher of configs/digits/teacher.py. docs/methods/ada.md.
 Command: python -m experiments.main --config=configs/digits/ada.py --workdir=runs/digits/ada
-Cost: about 10 seconds on two CPU cores (3 seeds).
-Expected: @@EXPECT_ada@@
+Cost: 20 seconds for five seeds on two CPU cores, compilation included.
+Expected: test accuracy 0.972 +- 0.007 over five seeds (docs/comparison.md).
 """
 
 from ml_collections import ConfigDict

@@ -3,8 +3,8 @@
 Needs the teacher of configs/digits/teacher.py. docs/methods/annealed.md.
 Command: python -m experiments.main --config=configs/digits/annealed.py \\
     --workdir=runs/digits/annealed
-Cost: about 10 seconds on two CPU cores (3 seeds).
-Expected: @@EXPECT_annealed@@
+Cost: 20 seconds for five seeds on two CPU cores, compilation included.
+Expected: test accuracy 0.954 +- 0.008 over five seeds (docs/comparison.md).
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,9 @@
 """CMKD (arXiv 2410.06561, our reconstruction): values by Pearson, ranks by Spearman.
 
-Needs the teacher of configs/digits/teacher.py. docs/methods/cmkd.md. The soft
-rank strength is 3/K by default.
+Needs the teacher of configs/digits/teacher.py. docs/methods/cmkd.md.
 Command: python -m experiments.main --config=configs/digits/cmkd.py --workdir=runs/digits/cmkd
-Cost: about 15 seconds on two CPU cores (3 seeds).
-Expected: @@EXPECT_cmkd@@
+Cost: 30 seconds for five seeds on two CPU cores, compilation included.
+Expected: test accuracy 0.839 +- 0.011 over five seeds (docs/comparison.md).
 """
 
 from ml_collections import ConfigDict

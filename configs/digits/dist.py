@@ -2,8 +2,8 @@
 
 Needs the teacher of configs/digits/teacher.py. docs/methods/dist.md.
 Command: python -m experiments.main --config=configs/digits/dist.py --workdir=runs/digits/dist
-Cost: about 10 seconds on two CPU cores (3 seeds).
-Expected: @@EXPECT_dist@@
+Cost: 20 seconds for five seeds on two CPU cores, compilation included.
+Expected: test accuracy 0.905 +- 0.015 over five seeds (docs/comparison.md).
 """
 
 from ml_collections import ConfigDict

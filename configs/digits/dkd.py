@@ -2,8 +2,8 @@
 
 Needs the teacher of configs/digits/teacher.py. docs/methods/dkd.md.
 Command: python -m experiments.main --config=configs/digits/dkd.py --workdir=runs/digits/dkd
-Cost: about 10 seconds on two CPU cores (3 seeds).
-Expected: @@EXPECT_dkd@@
+Cost: 21 seconds for five seeds on two CPU cores, compilation included.
+Expected: test accuracy 0.872 +- 0.015 over five seeds (docs/comparison.md).
 """
 
 from ml_collections import ConfigDict

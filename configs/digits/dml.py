@@ -3,8 +3,8 @@
 No trained teacher is needed: the peer, of the teacher's architecture in kd.py, starts fresh.
 docs/methods/dml.md.
 Command: python -m experiments.main --config=configs/digits/dml.py --workdir=runs/digits/dml
-Cost: about 15 seconds on two CPU cores (3 seeds).
-Expected: @@EXPECT_dml@@
+Cost: 23 seconds for five seeds on two CPU cores, compilation included.
+Expected: test accuracy 0.976 +- 0.005 over five seeds (docs/comparison.md).
 """
 
 from ml_collections import ConfigDict

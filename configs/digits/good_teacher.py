@@ -4,7 +4,7 @@ What for: the comparison of methods needs one that knows more than the student.
 Command: python -m experiments.main --config=configs/digits/good_teacher.py \\
     --workdir=runs/digits/good_teacher
 Cost: about 10 seconds on two CPU cores.
-Expected: @@EXPECT_good_teacher@@
+Expected: test accuracy 0.972.
 """
 
 from ml_collections import ConfigDict

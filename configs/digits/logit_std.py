@@ -3,8 +3,8 @@
 Needs the teacher of configs/digits/teacher.py. docs/methods/logit_std.md.
 Command: python -m experiments.main --config=configs/digits/logit_std.py \\
     --workdir=runs/digits/logit_std
-Cost: about 10 seconds on two CPU cores (3 seeds).
-Expected: @@EXPECT_logit_std@@
+Cost: 20 seconds for five seeds on two CPU cores, compilation included.
+Expected: test accuracy 0.775 +- 0.026 over five seeds (docs/comparison.md).
 """
 
 from ml_collections import ConfigDict

@@ -2,8 +2,8 @@
 
 Needs the teacher of configs/digits/teacher.py. docs/methods/rw.md.
 Command: python -m experiments.main --config=configs/digits/rw.py --workdir=runs/digits/rw
-Cost: about 25 seconds on two CPU cores (3 seeds).
-Expected: @@EXPECT_rw@@
+Cost: 55 seconds for five seeds on two CPU cores, compilation included.
+Expected: test accuracy 0.941 +- 0.006 over five seeds (docs/comparison.md).
 """
 
 from ml_collections import ConfigDict

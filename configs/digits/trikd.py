@@ -3,8 +3,8 @@
 No trained teacher is needed: the first anchor is trained alone, then every generation a fresh
 teacher together with a fresh student. docs/methods/trikd.md.
 Command: python -m experiments.main --config=configs/digits/trikd.py --workdir=runs/digits/trikd
-Cost: about 45 seconds on two CPU cores (3 seeds, an anchor and two generations).
-Expected: @@EXPECT_trikd@@
+Cost: 74 seconds for five seeds, an anchor and two generations on two CPU cores, compilation included.
+Expected: test accuracy 0.975 +- 0.009 over five seeds (docs/comparison.md).
 """
 
 from ml_collections import ConfigDict

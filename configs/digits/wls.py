@@ -2,8 +2,8 @@
 
 Needs the teacher of configs/digits/teacher.py. docs/methods/wls.md.
 Command: python -m experiments.main --config=configs/digits/wls.py --workdir=runs/digits/wls
-Cost: about 10 seconds on two CPU cores (3 seeds).
-Expected: @@EXPECT_wls@@
+Cost: 21 seconds for five seeds on two CPU cores, compilation included.
+Expected: test accuracy 0.967 +- 0.005 over five seeds (docs/comparison.md).
 """
 
 from ml_collections import ConfigDict
