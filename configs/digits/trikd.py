@@ -3,7 +3,7 @@
 No trained teacher is needed: the first anchor is trained alone, then every generation a fresh
 teacher together with a fresh student. docs/methods/trikd.md.
 Command: python -m experiments.main --config=configs/digits/trikd.py --workdir=runs/digits/trikd
-Cost: 74 seconds for five seeds, an anchor and two generations on two CPU cores, compilation included.
+Cost: 74 seconds for five seeds on two CPU cores: an anchor and two generations.
 Expected: test accuracy 0.975 +- 0.009 over five seeds (docs/comparison.md).
 """
 
