@@ -112,10 +112,10 @@ def test_stored_logits_are_the_teachers_on_the_clean_image_of_that_example(digit
         np.testing.assert_allclose(logits[:, 0], expected, **FLOAT16)
 
 
-def test_stored_views_are_the_teachers_on_the_view_of_that_example(digits_dir, teacher_dir):
+def test_stored_views_are_the_teachers_on_what_the_student_sees(digits_dir, teacher_dir, tmp_path):
     config = _cached(digits_dir, teacher_dir, data__crop_padding=1, data__flip=True)
     config.role.cached.update(views=3, augmentation_seed=11)
-    run, (train_logits, validation_logits) = _stored(config)
+    run, (train_logits, _) = _stored(config)
     variables, split = _network(teacher_dir), run.dataset.train
     assert train_logits.shape == (1293, 3, 10)
     rows = np.array([1200, 3, 400, 77, 5])  # another order and company than they were stored in
@@ -126,18 +126,20 @@ def test_stored_views_are_the_teachers_on_the_view_of_that_example(digits_dir, t
         for other in range(view):
             same = (train_logits[:, view] == train_logits[:, other]).all(axis=1)
             assert same.mean() < 0.2  # 9 shifts, mirrored or not: one pair in 18
-    # The outer loss looks at clean images, whatever is stored for training.
-    expected = _mlp(variables, run.dataset.validation.images, run.dataset)
-    np.testing.assert_allclose(validation_logits[:, 0], expected, **FLOAT16)
-
-    # And the step hands the student the very view that these logits are of.
-    batch = Batch(split.images[rows], split.labels[rows], split.ids[rows], train_logits[rows])
+    # A step hands the student the very view that its logits are of.
+    trainer = train._Trainer(run, Workdir(tmp_path), progress=False)
+    trainer.close()
+    batch = jax.tree.map(lambda leaf: leaf[rows], trainer.data.train)
+    state = types.SimpleNamespace(seed=0, anchor=None)
     for step, view in ((4, 0), (5, 1), (14, 2), (16, 0)):  # 5 steps in an epoch
-        state = types.SimpleNamespace(seed=0, anchor=None)
         seen = objective.look(run.method, Teacher(None, None), state, step, batch)
         np.testing.assert_array_equal(seen.teacher_logits, train_logits[rows, view])
-        says = _mlp_on_inputs(variables, seen.inputs)
-        np.testing.assert_allclose(seen.teacher_logits, says, **FLOAT16)
+        expected = _mlp_on_inputs(variables, seen.inputs)
+        np.testing.assert_allclose(seen.teacher_logits, expected, **FLOAT16)
+    # The outer loss looks at clean images, whatever is stored for training.
+    expected = _mlp(variables, run.dataset.validation.images, run.dataset)
+    (held_out,) = trainer.data.validation.teacher_logits_BxVxK.swapaxes(0, 1)
+    np.testing.assert_allclose(held_out, expected, **FLOAT16)
 
 
 def test_stored_logits_lie_beside_the_dataset_and_are_not_computed_again(
@@ -151,8 +153,7 @@ def test_stored_logits_lie_beside_the_dataset_and_are_not_computed_again(
     assert "mine" in path.name
     monkeypatch.setattr(teachers, "_all_views", None)
     _, again = _stored(config)
-    for a, b in zip(first, again, strict=True):
-        np.testing.assert_array_equal(a, b)
+    jax.tree.map(np.testing.assert_array_equal, first, again)
 
 
 def test_other_views_another_choice_and_another_name_have_files_of_their_own(
