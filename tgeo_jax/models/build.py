@@ -3,32 +3,113 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from tgeo_jax.errors import nearest
+from tgeo_jax.models import mobilenet, shufflenet
 from tgeo_jax.models.cnn import CNN
 from tgeo_jax.models.mlp import MLP
+from tgeo_jax.models.resnet import ResNet
+from tgeo_jax.models.vgg import VGG
+from tgeo_jax.models.vit import ViT
+from tgeo_jax.models.wrn import WideResNet
 
-MODELS: dict[str, type[nn.Module]] = {"mlp": MLP, "cnn": CNN}
+PRECISIONS = {"float32": None, "bfloat16": jnp.bfloat16}
+_fixed = functools.partial
+_THIN, _TIMES_4 = (16, 16, 32, 64), (32, 64, 128, 256)
+_FULL = (64, 64, 128, 256, 512)
+_VGG = {
+    "vgg8": (1, 1, 1, 1, 1),
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
+}
+_IMAGENET_DEPTHS = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+}
 
 
-def build(name: str, num_classes: int, **options: Any) -> nn.Module:
+def _thin(depth: int, widths: tuple[int, ...]) -> Callable[..., nn.Module]:
+    return _fixed(ResNet, depths=((depth - 2) // 6,) * 3, widths=widths)
+
+
+# Networks without options for images of 32x32, by the names of the CIFAR distillation literature.
+SMALL: Mapping[str, Callable[..., nn.Module]] = {
+    **{f"resnet{depth}": _thin(depth, _THIN) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    **{f"resnet{depth}x4": _thin(depth, _TIMES_4) for depth in (8, 32)},
+    **{
+        f"wrn_{depth}_{widening}": _fixed(WideResNet, depth=depth, widening=widening)
+        for depth in (16, 40)
+        for widening in (1, 2)
+    },
+    **{name: _fixed(VGG, depths=depths) for name, depths in _VGG.items()},
+    "MobileNetV2": mobilenet.SmallMobileNetV2,
+    "ShuffleV1": shufflenet.ShuffleNetV1,
+    "ShuffleV2": shufflenet.ShuffleNetV2,
+    **{
+        name: _fixed(
+            ResNet,
+            depths=_IMAGENET_DEPTHS[name.lower()],
+            widths=_FULL,
+            bottleneck=name == "ResNet50",
+            shortcut="shortcut",
+            last="linear",
+        )
+        for name in ("ResNet18", "ResNet50")
+    },
+}
+# And those of ImageNet.
+LARGE: Mapping[str, Callable[..., nn.Module]] = {
+    **{
+        name: _fixed(
+            ResNet,
+            depths=depths,
+            widths=_FULL,
+            bottleneck=name not in ("resnet18", "resnet34"),
+            stem="7x7",
+        )
+        for name, depths in _IMAGENET_DEPTHS.items()
+    },
+    "mobilenetv1": mobilenet.MobileNetV1,
+    "mobilenetv2": mobilenet.MobileNetV2,
+    "deit_tiny": _fixed(ViT, width=192, depth=12, heads=3),
+    "deit_small": _fixed(ViT, width=384, depth=12, heads=6),
+    "vit_base": _fixed(ViT, width=768, depth=12, heads=12),
+}
+_WITH_OPTIONS: Mapping[str, type[nn.Module]] = {"mlp": MLP, "cnn": CNN}
+MODELS: Mapping[str, Callable[..., nn.Module]] = {**_WITH_OPTIONS, **SMALL, **LARGE}
+
+
+def build(name: str, num_classes: int, *, precision: str = "float32", **options: Any) -> nn.Module:
     """Makes a network by name.
 
     `module.apply(variables, images_BxHxWxC, train=False) -> logits_BxK`.
 
     Args:
-        name: a key of `MODELS`.
+        name: a key of `MODELS`. `ResNet50` and `MobileNetV2` are the literature's nets for 32x32
+            images, `resnet50` and `mobilenetv2` those of ImageNet.
         num_classes: K >= 2.
-        **options: the network's own fields, as its class documents them.
+        precision: of the computation, a key of `PRECISIONS`; parameters, running statistics and
+            logits are float32 either way.
+        **options: the network's own fields, as its class documents them; only `mlp` and `cnn` have
+            some.
 
     Returns:
         A Linen module.
 
     Raises:
-        ValueError: an unknown name or option, with the nearest known one, or fewer than 2 classes.
+        ValueError: an unknown name, precision or option, with the nearest known one, or fewer than
+            2 classes.
 
     Examples:
         >>> build("mlp", 10, hidden=(8,))
@@ -36,29 +117,35 @@ def build(name: str, num_classes: int, **options: Any) -> nn.Module:
             # attributes
             num_classes = 10
             hidden = (8,)
+            dtype = None
         )
     """
     if name not in MODELS:
         raise ValueError(f"model {name!r} is unknown{nearest(name, MODELS)}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision={precision!r}: unknown{nearest(precision, PRECISIONS)}")
     if num_classes < 2:
         raise ValueError(f"num_classes={num_classes}: a classifier needs at least 2 classes")
     fields = default_options(name)
     for option in options:
         if option not in fields:
-            raise ValueError(f"model {name!r} has no option {option!r}{nearest(option, fields)}")
-    return MODELS[name](num_classes=num_classes, **options)
+            known = nearest(option, fields) if fields else ": it has none"
+            raise ValueError(f"model {name!r} has no option {option!r}{known}")
+    return MODELS[name](num_classes=num_classes, dtype=PRECISIONS[precision], **options)
 
 
 def default_options(name: str) -> dict[str, Any]:
-    """The options of a network with their defaults.
+    """The options of a network with their defaults; none for most.
 
     Args:
         name: a key of `MODELS`.
 
     Examples:
-        >>> default_options("mlp")
-        {'hidden': (64,)}
+        >>> default_options("mlp"), default_options("resnet20")
+        ({'hidden': (64,)}, {})
     """
-    not_options = ("parent", "name", "num_classes")
-    fields = [f for f in dataclasses.fields(MODELS[name]) if f.name not in not_options]
+    if name not in _WITH_OPTIONS:
+        return {}
+    not_options = ("parent", "name", "num_classes", "dtype")
+    fields = [f for f in dataclasses.fields(_WITH_OPTIONS[name]) if f.name not in not_options]
     return {field.name: field.default for field in fields}

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
+from tgeo_jax.models.layers import Dtype, norm, pooled
+
 
 class CNN(nn.Module):
     """(3x3 convolution, BatchNorm, ReLU) for each width -> global average -> Dense K.
@@ -16,6 +18,7 @@ class CNN(nn.Module):
     Attributes:
         num_classes: K.
         widths: channels of the convolutions.
+        dtype: of the computation.
 
     Examples:
         >>> images = jax.numpy.zeros((2, 8, 8, 1))
@@ -26,14 +29,13 @@ class CNN(nn.Module):
 
     num_classes: int
     widths: Sequence[int] = (16, 32)
+    dtype: Dtype = None
 
     @nn.compact
     def __call__(self, images_BxHxWxC: jax.Array, train: bool = False) -> jax.Array:
         x = images_BxHxWxC
         for index, width in enumerate(self.widths):
             strides = (1, 1) if index == 0 else (2, 2)
-            x = nn.Conv(width, (3, 3), strides, use_bias=False)(x)
-            # 0.9 is what PyTorch calls momentum 0.1, the literature's setting.
-            x = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)(x)
-            x = nn.relu(x)
-        return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
+            x = nn.Conv(width, (3, 3), strides, use_bias=False, dtype=self.dtype)(x)
+            x = nn.relu(norm(train, name=f"BatchNorm_{index}", dtype=self.dtype)(x))
+        return nn.Dense(self.num_classes)(pooled(x))

@@ -1,0 +1,181 @@
+"""MobileNets: V2 at half width for 32x32 images, V1 and V2 for ImageNet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+from jax.nn import initializers
+
+from tgeo_jax.models.layers import Dtype, conv, head, norm, pooled
+
+Array = jax.Array
+# Expansion, channels, repeats, first stride. At 32x32 the second group does not stride.
+_GROUPS = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+_LAST = 1280
+# Channels and stride of each depthwise-separable block.
+_SEPARABLE = (
+    (64, 1),
+    (128, 2),
+    (128, 1),
+    (256, 2),
+    (256, 1),
+    (512, 2),
+    *((512, 1),) * 5,
+    (1024, 2),
+    (1024, 1),
+)
+
+
+class _Inverted(nn.Module):
+    """Expand 1x1, depthwise 3x3, project 1x1 without activation; added to its input if it fits.
+
+    `names` are those of the (convolution, norm) pairs in the original; of two pairs there is no
+    expansion.
+    """
+
+    features: int
+    strides: int
+    expansion: int
+    activation: Callable
+    names: tuple[tuple[str, str], ...]
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: Array, train: bool) -> Array:
+        x, width, dtype = x_BxHxWxC, x_BxHxWxC.shape[-1] * self.expansion, self.dtype
+        *expand, depthwise, project = self.names
+        for name, norm_name in expand:
+            x = conv(width, 1, name=name, dtype=dtype)(x)
+            x = self.activation(norm(train, name=norm_name, dtype=dtype)(x))
+        x = conv(width, 3, self.strides, name=depthwise[0], dtype=dtype, groups=width)(x)
+        x = self.activation(norm(train, name=depthwise[1], dtype=dtype)(x))
+        x = conv(self.features, 1, name=project[0], dtype=dtype)(x)
+        x = norm(train, name=project[1], dtype=dtype)(x)
+        fits = self.strides == 1 and x_BxHxWxC.shape[-1] == self.features
+        return x + x_BxHxWxC if fits else x
+
+
+class MobileNetV2(nn.Module):
+    """MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381) for ImageNet, as torchvision has it.
+
+    Attributes:
+        num_classes: K.
+        dtype: of the computation.
+
+    Examples:
+        >>> images = jax.numpy.zeros((2, 32, 32, 3))
+        >>> MobileNetV2(10).init_with_output(jax.random.key(0), images)[0].shape
+        (2, 10)
+    """
+
+    num_classes: int
+    dtype: Dtype = None
+
+    @nn.compact
+    def __call__(self, images_BxHxWxC: Array, train: bool = False) -> Array:
+        x = conv(32, 3, 2, name="features_0_0", dtype=self.dtype)(images_BxHxWxC)
+        x = nn.relu6(norm(train, name="features_0_1", dtype=self.dtype)(x))
+        index = 0
+        for expansion, features, repeats, first in _GROUPS:
+            for repeat in range(repeats):
+                index += 1
+                pairs = (("conv_0_0", "conv_0_1"), ("conv_1_0", "conv_1_1"), ("conv_2", "conv_3"))
+                without_expansion = (("conv_0_0", "conv_0_1"), ("conv_1", "conv_2"))
+                block = _Inverted(
+                    features,
+                    first if repeat == 0 else 1,
+                    expansion,
+                    nn.relu6,
+                    without_expansion if expansion == 1 else pairs,
+                    self.dtype,
+                    name=f"features_{index}",
+                )
+                x = block(x, train)
+        x = conv(_LAST, 1, name=f"features_{index + 1}_0", dtype=self.dtype)(x)
+        x = nn.relu6(norm(train, name=f"features_{index + 1}_1", dtype=self.dtype)(x))
+        normal = initializers.normal(0.01)
+        return head(self.num_classes, _LAST, name="classifier_1", init=normal)(pooled(x))
+
+
+class SmallMobileNetV2(nn.Module):
+    """MobileNetV2 for 32x32 images as the CIFAR distillation literature has it.
+
+    It strides in the stem but not in the second group, expands in the first block too (by 1), and
+    activates with ReLU.
+
+    Attributes:
+        num_classes: K.
+        width: factor over the channels of the blocks; the last layer keeps 1,280.
+        dtype: of the computation.
+
+    Examples:
+        >>> images = jax.numpy.zeros((2, 32, 32, 3))
+        >>> SmallMobileNetV2(10).init_with_output(jax.random.key(0), images)[0].shape
+        (2, 10)
+    """
+
+    num_classes: int
+    width: float = 0.5
+    dtype: Dtype = None
+
+    @nn.compact
+    def __call__(self, images_BxHxWxC: Array, train: bool = False) -> Array:
+        x = conv(int(32 * self.width), 3, 2, name="conv1_0", dtype=self.dtype)(images_BxHxWxC)
+        x = nn.relu(norm(train, name="conv1_1", dtype=self.dtype)(x))
+        names = (("conv_0", "conv_1"), ("conv_3", "conv_4"), ("conv_6", "conv_7"))
+        for group, (expansion, channels, repeats, first) in enumerate(_GROUPS):
+            for repeat in range(repeats):
+                strides = first if repeat == 0 and group != 1 else 1
+                block = _Inverted(
+                    int(channels * self.width),
+                    strides,
+                    expansion,
+                    nn.relu,
+                    names,
+                    self.dtype,
+                    name=f"blocks_{group}_{repeat}",
+                )
+                x = block(x, train)
+        x = conv(_LAST, 1, name="conv2_0", dtype=self.dtype)(x)
+        x = nn.relu(norm(train, name="conv2_1", dtype=self.dtype)(x))
+        normal = initializers.normal(0.01)
+        return head(self.num_classes, _LAST, name="classifier_0", init=normal)(pooled(x))
+
+
+class MobileNetV1(nn.Module):
+    """MobileNetV1 (Howard et al. 2017, arXiv 1704.04861) for ImageNet.
+
+    Attributes:
+        num_classes: K.
+        dtype: of the computation.
+
+    Examples:
+        >>> images = jax.numpy.zeros((2, 32, 32, 3))
+        >>> MobileNetV1(10).init_with_output(jax.random.key(0), images)[0].shape
+        (2, 10)
+    """
+
+    num_classes: int
+    dtype: Dtype = None
+
+    @nn.compact
+    def __call__(self, images_BxHxWxC: Array, train: bool = False) -> Array:
+        x = conv(32, 3, 2, name="model_0_0", dtype=self.dtype)(images_BxHxWxC)
+        x = nn.relu(norm(train, name="model_0_1", dtype=self.dtype)(x))
+        for index, (features, strides) in enumerate(_SEPARABLE, start=1):
+            width, name = x.shape[-1], f"model_{index}"
+            x = conv(width, 3, strides, name=f"{name}_0", dtype=self.dtype, groups=width)(x)
+            x = nn.relu(norm(train, name=f"{name}_1", dtype=self.dtype)(x))
+            x = conv(features, 1, name=f"{name}_3", dtype=self.dtype)(x)
+            x = nn.relu(norm(train, name=f"{name}_4", dtype=self.dtype)(x))
+        return head(self.num_classes, x.shape[-1], name="fc")(pooled(x))

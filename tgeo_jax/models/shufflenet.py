@@ -1,0 +1,152 @@
+"""ShuffleNets V1 and V2 for 32x32 images, as the CIFAR distillation literature has them."""
+
+from __future__ import annotations
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tgeo_jax.models.layers import (
+    Dtype,
+    channel_shuffle,
+    conv,
+    head,
+    norm,
+    pooled,
+    torch_default,
+)
+
+Array = jax.Array
+_conv = functools.partial(conv, init=torch_default)
+_STEM = 24
+_GROUPS = 3  # of ShuffleNet V1
+_STAGES_V1 = ((240, 4), (480, 8), (960, 4))  # channels, blocks
+_STAGES_V2 = ((116, 4), (232, 8), (464, 4))
+_LAST_V2 = 1024
+
+
+class _Grouped(nn.Module):
+    """V1's block: grouped 1x1, shuffle, depthwise 3x3, grouped 1x1; striding, it concatenates."""
+
+    features: int
+    strides: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x_BxHxWxC: Array, train: bool) -> Array:
+        dtype, shortcut = self.dtype, x_BxHxWxC
+        features, groups = self.features, _GROUPS
+        if self.strides == 2:
+            features -= x_BxHxWxC.shape[-1]  # what the shortcut brings along
+        if x_BxHxWxC.shape[-1] == _STEM:
+            groups = 1
+        inside = features // 4
+        x = _conv(inside, 1, name="conv1", dtype=dtype, groups=groups)(x_BxHxWxC)
+        x = nn.relu(norm(train, name="bn1", dtype=dtype)(x))
+        x = channel_shuffle(x, groups)
+        x = _conv(inside, 3, self.strides, name="conv2", dtype=dtype, groups=inside)(x)
+        x = nn.relu(norm(train, name="bn2", dtype=dtype)(x))
+        x = _conv(features, 1, name="conv3", dtype=dtype, groups=_GROUPS)(x)
+        x = norm(train, name="bn3", dtype=dtype)(x)
+        if self.strides == 1:
+            return nn.relu(x + shortcut)
+        shortcut = nn.avg_pool(shortcut, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+        return nn.relu(jnp.concatenate([x, shortcut], axis=-1))
+
+
+class ShuffleNetV1(nn.Module):
+    """ShuffleNet with 3 groups (Zhang et al. 2017, arXiv 1707.01083), its stem a 1x1 convolution.
+
+    Attributes:
+        num_classes: K.
+        dtype: of the computation.
+
+    Examples:
+        >>> images = jnp.zeros((2, 32, 32, 3))
+        >>> ShuffleNetV1(10).init_with_output(jax.random.key(0), images)[0].shape
+        (2, 10)
+    """
+
+    num_classes: int
+    dtype: Dtype = None
+
+    @nn.compact
+    def __call__(self, images_BxHxWxC: Array, train: bool = False) -> Array:
+        x = _conv(_STEM, 1, name="conv1", dtype=self.dtype)(images_BxHxWxC)
+        x = nn.relu(norm(train, name="bn1", dtype=self.dtype)(x))
+        for stage, (features, depth) in enumerate(_STAGES_V1, start=1):
+            for index in range(depth):
+                strides, name = (2 if index == 0 else 1), f"layer{stage}_{index}"
+                x = _Grouped(features, strides, self.dtype, name=name)(x, train)
+        return head(self.num_classes, x.shape[-1], name="linear")(pooled(x))
+
+
+class _Down(nn.Module):
+    """V2's striding block: two branches that both see the whole input."""
+
+    features: int
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        dtype, half, width = self.dtype, self.features // 2, x.shape[-1]
+        left = _conv(width, 3, 2, name="conv1", dtype=dtype, groups=width)(x)
+        left = norm(train, name="bn1", dtype=dtype)(left)
+        left = _conv(half, 1, name="conv2", dtype=dtype)(left)
+        left = nn.relu(norm(train, name="bn2", dtype=dtype)(left))
+        right = _conv(half, 1, name="conv3", dtype=dtype)(x)
+        right = nn.relu(norm(train, name="bn3", dtype=dtype)(right))
+        right = _conv(half, 3, 2, name="conv4", dtype=dtype, groups=half)(right)
+        right = norm(train, name="bn4", dtype=dtype)(right)
+        right = _conv(half, 1, name="conv5", dtype=dtype)(right)
+        right = nn.relu(norm(train, name="bn5", dtype=dtype)(right))
+        return channel_shuffle(jnp.concatenate([left, right], axis=-1), 2)
+
+
+class _Split(nn.Module):
+    """V2's block: half of the channels pass by, the other half is transformed."""
+
+    dtype: Dtype
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        dtype, half = self.dtype, x.shape[-1] // 2
+        kept, x = x[..., :half], x[..., half:]
+        x = _conv(half, 1, name="conv1", dtype=dtype)(x)
+        x = nn.relu(norm(train, name="bn1", dtype=dtype)(x))
+        x = _conv(half, 3, name="conv2", dtype=dtype, groups=half)(x)
+        x = norm(train, name="bn2", dtype=dtype)(x)
+        x = _conv(half, 1, name="conv3", dtype=dtype)(x)
+        x = nn.relu(norm(train, name="bn3", dtype=dtype)(x))
+        return channel_shuffle(jnp.concatenate([kept, x], axis=-1), 2)
+
+
+class ShuffleNetV2(nn.Module):
+    """ShuffleNet V2 1x (Ma et al. 2018, arXiv 1807.11164), its stem a 1x1 convolution.
+
+    Attributes:
+        num_classes: K.
+        dtype: of the computation.
+
+    Examples:
+        >>> images = jnp.zeros((2, 32, 32, 3))
+        >>> ShuffleNetV2(10).init_with_output(jax.random.key(0), images)[0].shape
+        (2, 10)
+    """
+
+    num_classes: int
+    dtype: Dtype = None
+
+    @nn.compact
+    def __call__(self, images_BxHxWxC: Array, train: bool = False) -> Array:
+        x = _conv(_STEM, 1, name="conv1", dtype=self.dtype)(images_BxHxWxC)
+        x = nn.relu(norm(train, name="bn1", dtype=self.dtype)(x))
+        for stage, (features, depth) in enumerate(_STAGES_V2, start=1):
+            x = _Down(features, self.dtype, name=f"layer{stage}_0")(x, train)
+            for index in range(1, depth):
+                x = _Split(self.dtype, name=f"layer{stage}_{index}")(x, train)
+        x = _conv(_LAST_V2, 1, name="conv2", dtype=self.dtype)(x)
+        x = nn.relu(norm(train, name="bn2", dtype=self.dtype)(x))
+        return head(self.num_classes, x.shape[-1], name="linear")(pooled(x))

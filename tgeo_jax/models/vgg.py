@@ -1,0 +1,48 @@
+"""VGG with BatchNorm and one linear layer, for 32x32 images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+from jax.nn import initializers
+
+from tgeo_jax.models.layers import Dtype, conv, head, norm, pooled
+
+Array = jax.Array
+_WIDTHS = (64, 128, 256, 512, 512)
+_POOLED = 3  # after so many blocks the resolution is halved: 4x4 is left of 32x32
+
+
+class VGG(nn.Module):
+    """3x3 convolutions with biases in five blocks (Simonyan and Zisserman 2014, arXiv 1409.1556).
+
+    Attributes:
+        num_classes: K.
+        depths: convolutions of each block.
+        dtype: of the computation.
+
+    Examples:
+        >>> images = jax.numpy.zeros((2, 32, 32, 3))
+        >>> VGG(100, (1, 1, 1, 1, 1)).init_with_output(jax.random.key(0), images)[0].shape
+        (2, 100)
+    """
+
+    num_classes: int
+    depths: Sequence[int]
+    dtype: Dtype = None
+
+    @nn.compact
+    def __call__(self, images_BxHxWxC: Array, train: bool = False) -> Array:
+        x = images_BxHxWxC
+        for block, (depth, width) in enumerate(zip(self.depths, _WIDTHS, strict=True)):
+            for index in range(depth):
+                # The original counts convolution, norm and activation in one sequence.
+                names = [f"block{block}_{3 * index + offset}" for offset in (0, 1)]
+                x = conv(width, 3, name=names[0], dtype=self.dtype, bias=True)(x)
+                x = nn.relu(norm(train, name=names[1], dtype=self.dtype)(x))
+            if block < _POOLED:
+                x = nn.max_pool(x, (2, 2), (2, 2))
+        normal = initializers.normal(0.01)
+        return head(self.num_classes, x.shape[-1], name="classifier", init=normal)(pooled(x))
