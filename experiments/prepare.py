@@ -1,9 +1,15 @@
-"""Prepares a dataset for training: `python -m experiments.prepare --dataset=digits`."""
+"""Prepares a dataset for training: `python -m experiments.prepare --dataset=digits`.
+
+CIFAR is prepared from its official binary version, downloaded beforehand:
+`python -m experiments.prepare --dataset=cifar100 --source=cifar-100-binary.tar.gz`.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
+import numpy as np
 from absl import flags
 
 from experiments import commandline
@@ -11,11 +17,68 @@ from tgeo_jax.data import sources
 
 _DATASET = flags.DEFINE_string("dataset", "", f"One of: {', '.join(sources.BUILDERS)}.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS folder; TFDS's own default if empty.")
+_SOURCE = flags.DEFINE_string(
+    "source",
+    "",
+    "CIFAR's official binary archive (.tar.gz, .tar, .tar.xz), or its unpacked folder.",
+)
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    print(f"Prepared: {sources.prepare(_DATASET.value, _DATA_DIR.value)}")
+    print(f"Prepared: {sources.prepare(_DATASET.value, _DATA_DIR.value, _SOURCE.value)}")
+    dataset = sources.builder(_DATASET.value, _DATA_DIR.value)
+    for name in dataset.info.splits:
+        print(f"{name}: {dataset.info.splits[name].num_examples:,} images")
+    if None in dataset.info.features["image"].shape:
+        return  # photographs of all sizes: too many for memory
+    train, test = (sources._read(dataset, split) for split in ("train", "test"))
+    for name, split in (("train", train), ("test", test)):
+        print(f"{name}: SHA-256 of pixels and labels {digest(split)}")
+    mean, std = channel_statistics(train.images)
+    print("train: mean", *(f"{value:.8f}" for value in mean))
+    print("train: std ", *(f"{value:.8f}" for value in std))
+
+
+def digest(split: sources.Split) -> str:
+    """SHA-256 of the pixels [N, H, W, C] and then the labels (4 bytes, little-endian).
+
+    Args:
+        split: examples in the order of their ids.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Examples:
+        >>> digest(sources.Split(np.zeros((1, 1, 1, 1), np.uint8), np.zeros(1), np.zeros(1)))[:12]
+        '8855508aade1'
+    """
+    found = hashlib.sha256(np.ascontiguousarray(split.images, np.uint8).data)
+    found.update(np.ascontiguousarray(split.labels, "<i4").data)
+    return found.hexdigest()
+
+
+def channel_statistics(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation by channel of pixels in [0, 1].
+
+    Args:
+        images: [N, H, W, C], uint8.
+
+    Returns:
+        Two arrays [C], float64.
+
+    Examples:
+        >>> channel_statistics(np.array([0, 255], np.uint8).reshape(1, 2, 1, 1))
+        (array([0.5]), array([0.5]))
+    """
+    # A histogram is exact and needs no copy of the images as floats.
+    counts = np.stack(
+        [np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[-1])]
+    )
+    share = counts / counts.sum(1, keepdims=True)
+    levels = np.arange(256) / 255
+    mean = share @ levels
+    return mean, np.sqrt((share * (levels - mean[:, None]) ** 2).sum(1))
 
 
 if __name__ == "__main__":
