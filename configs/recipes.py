@@ -1,0 +1,131 @@
+"""Training recipes that several experiments share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ml_collections import ConfigDict
+
+from tgeo_jax import config as configs
+from tgeo_jax.data import sources
+from tgeo_jax.errors import ConfigError, nearest
+
+# Nets that diverge at 0.05.
+_SLOW = ("MobileNetV2", "ShuffleV1", "ShuffleV2")
+PRESETS = ("standard", "epochs400", "large_batch")
+
+
+def cifar(dataset: str, student: str, preset: str = "standard") -> ConfigDict:
+    """The recipe of the CIFAR distillation literature, or one of the presets beside it.
+
+    `standard`: SGD, momentum 0.9, weight decay 5e-4, batch 64, 240 epochs, rate 0.05 (0.01 for
+    MobileNetV2 and ShuffleNets) times 0.1 at epochs 150, 180 and 210; crop with padding 4, flip.
+    `epochs400`: the same over 400 epochs, the drops at the same shares of them.
+    `large_batch`: for accelerators: batch 512, the rate scaled alike, 5 epochs of warm-up, cosine,
+    bfloat16.
+
+    Args:
+        dataset: `cifar10` or `cifar100`.
+        student: name of the network that is trained.
+        preset: one of `PRESETS`.
+
+    Raises:
+        ConfigError: an unknown preset.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"preset {preset!r}: unknown{nearest(preset, PRESETS)}")
+    config = configs.default()
+    mean, std = {
+        "cifar10": sources.CIFAR10_NORMALISATION,
+        "cifar100": sources.CIFAR100_NORMALISATION,
+    }[dataset]
+    config.data.update(name=dataset, mean=mean, std=std, crop_padding=4, flip=True, batch_size=64)
+    config.student.name = student
+    config.optimizer.update(
+        learning_rate=0.01 if student in _SLOW else 0.05,
+        momentum=0.9,
+        weight_decay=5e-4,
+        schedule="step",
+        drop_epochs=(150, 180, 210),
+    )
+    config.train.epochs = 240
+    if preset == "epochs400":
+        config.train.epochs = 400
+        config.optimizer.drop_epochs = (250, 300, 350)
+    elif preset == "large_batch":
+        config.data.batch_size = 512
+        config.optimizer.update(
+            learning_rate=config.optimizer.learning_rate * 512 / 64,
+            schedule="cosine",
+            drop_epochs=(),
+            warmup_epochs=5.0,
+        )
+        config.precision = "bfloat16"
+    return config
+
+
+def imagenet(student: str) -> ConfigDict:
+    """100 epochs, batch 256, rate 0.1 times 0.1 at epochs 30, 60 and 90, weight decay 1e-4.
+
+    Random resized crops of 224 pixels and flips; evaluation on the centre of the image resized to
+    256. 25,600 images (2 %) of the training set are held out.
+
+    Args:
+        student: name of the network that is trained.
+    """
+    config = configs.default()
+    config.data.update(
+        name="imagenet2012",
+        pipeline="stream",
+        image_size=224,
+        workers=8,
+        flip=True,
+        batch_size=256,
+        eval_batch_size=256,
+        validation_fraction=0.02,
+    )
+    config.meta.batch_size = 256
+    config.student.name = student
+    config.optimizer.update(
+        learning_rate=0.1,
+        momentum=0.9,
+        weight_decay=1e-4,
+        schedule="step",
+        drop_epochs=(30, 60, 90),
+    )
+    config.train.update(epochs=100, steps_per_dispatch=10)
+    config.precision = "bfloat16"
+    return config
+
+
+def network(name: str, known: Iterable[str], field: str) -> str:
+    """Checks the name of a network.
+
+    Args:
+        name: to check.
+        known: the names there are.
+        field: what it is, for the message.
+
+    Raises:
+        ConfigError: it is not known, with the nearest one.
+    """
+    names = tuple(known)
+    if name not in names:
+        raise ConfigError(f"{field} {name!r}: unknown network{nearest(name, names)}")
+    return name
+
+
+def pair(argument: str, names: Iterable[str]) -> tuple[str, str]:
+    """Splits `teacher-student` and checks both.
+
+    Args:
+        argument: of the config file.
+        names: the networks there are.
+
+    Raises:
+        ConfigError: not two names joined by a hyphen, or an unknown one.
+    """
+    teacher, hyphen, student = argument.partition("-")
+    if not hyphen:
+        raise ConfigError(f"pair {argument!r}: must be teacher-student, as in resnet56-resnet20")
+    return network(teacher, names, "teacher"), network(student, names, "student")
