@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from tgeo_jax import distill, losses, models, parallel, randomness, ratios, roles
-from tgeo_jax.data import resident
+from tgeo_jax.data import views
 from tgeo_jax.dispatch import Dispatcher, Resident
 from tgeo_jax.state import Batch, Teacher
 
@@ -22,7 +22,7 @@ RATE = 0.1
 def method(**changes) -> distill.Distillation:
     """TGeo-KD with a BatchNorm student and a linear teacher; any field can be changed."""
     teacher = models.build("mlp", NUM_CLASSES, hidden=())
-    clean_view = resident.normalise((0.5,), (0.25,))
+    clean_view = views.normalise((0.5,), (0.25,))
     fields = {
         "student": models.build("cnn", NUM_CLASSES, widths=(3,)),
         "num_classes": NUM_CLASSES,
@@ -33,7 +33,7 @@ def method(**changes) -> distill.Distillation:
         "fusion_optimizer": optax.sgd(1.0),
         "steps_per_epoch": 10,
         "num_epochs": 10,
-        "training_view": resident.augment(clean_view, crop_padding=1, flip=False),
+        "training_view": views.augment(clean_view, crop_padding=1, flip=False),
         "clean_view": clean_view,
     }
     return distill.Distillation(**{**fields, **changes})

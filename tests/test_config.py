@@ -27,7 +27,19 @@ BAD = {
     "data.validation_fraction": 1.0,
     "data.split_seed": -1,
     "data.label_noise": 1.0,
+    "data.fraction": 0.0,
+    "data.imbalance": 0.5,
+    "data.mean": (float("nan"),),
+    "data.std": (0.5, 0.0),
     "data.crop_padding": -1,
+    "data.cutout": -1,
+    "data.randaugment_layers": -2,
+    "data.randaugment_magnitude": 10.5,
+    "data.pipeline": "zzz",
+    "data.image_size": 0,
+    "data.workers": -1,
+    "data.max_corrupt": -1,
+    "precision": "zzz",
     "data.batch_size": 0,
     "data.eval_batch_size": -5,
     "student.name": "zzz",
@@ -364,3 +376,27 @@ def test_commands_can_catch_every_error_of_the_package_at_once(error):
 
 def test_a_configuration_error_is_a_value_error():
     assert issubclass(errors.ConfigError, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("seeds", 2, "seeds=2: must be 1 with data.pipeline='stream'; start one run"),
+        ("data.imbalance", 10.0, "data.imbalance=10.0: must be 1.0 with data.pipeline='stream'"),
+        ("data.label_noise", 0.1, "data.label_noise=0.1: must be 0.0 with data.pipeline='stream'"),
+        ("role.name", "cached", "role.name='cached': stored logits need data.pipeline='resident'"),
+    ],
+)
+def test_what_a_stream_cannot_do_is_refused(field, value, said):
+    chosen = changed({"teacher.workdir": "runs/t", field: value})
+    configs.check(chosen)
+    chosen.data.pipeline = "stream"
+    with pytest.raises(ConfigError, match=f"^{re.escape(said)}"):
+        configs.check(chosen)
+
+
+def test_networks_without_options_have_no_section_and_are_chosen_by_name_alone():
+    chosen = changed({"student.name": "resnet8x4", "teacher.name": "vgg13"})
+    assert configs.options_of(chosen.student) == {}
+    assert "resnet8x4" not in chosen.student
+    configs.check(chosen)

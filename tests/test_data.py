@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from tgeo_jax.data import resident, sources, splits
+from tgeo_jax.data import resident, sources, splits, views
 from tgeo_jax.errors import ConfigError, DataError
 from tgeo_jax.randomness import Purpose
 
@@ -143,14 +143,14 @@ def test_a_batch_may_be_the_whole_split():
 def test_normalise_by_hand():
     pixels = np.uint8([[0, 51], [102, 255]])  # 0, .2, .4 and 1
     images = np.stack([pixels, pixels], axis=-1)[None]
-    found = resident.normalise((0.2, 0.5), (0.4, 0.5))(images)
+    found = views.normalise((0.2, 0.5), (0.4, 0.5))(images)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found[0, :, :, 0], [[-0.5, 0], [0.5, 2]], atol=1e-6)
     np.testing.assert_allclose(found[0, :, :, 1], [[-1, -0.6], [-0.2, 1]], atol=1e-6)
 
 
 def training_view(clean_view=lambda images: images, *, crop_padding=0, flip=False):
-    view = resident.augment(clean_view, crop_padding=crop_padding, flip=flip)
+    view = views.augment(clean_view, crop_padding=crop_padding, flip=flip)
     return jax.jit(lambda key, images: view(jax.random.split(key, len(images)), images))
 
 
@@ -186,7 +186,7 @@ def test_the_same_key_gives_the_same_view():
 
 
 def test_a_view_depends_on_its_own_key_alone():
-    view = resident.augment(lambda images: images, crop_padding=2, flip=True)
+    view = views.augment(lambda images: images, crop_padding=2, flip=True)
     keys, images = jax.random.split(jax.random.key(0), 30), np.stack([IMAGE] * 30)
     whole = np.asarray(jax.jit(view)(keys, images))
     assert len({image.tobytes() for image in whole}) > 10
@@ -197,7 +197,7 @@ def test_a_view_depends_on_its_own_key_alone():
 
 def test_padding_is_black_before_normalisation():
     white = np.full((50, 4, 4, 1), 255, np.uint8)
-    clean = resident.normalise((0.25,), (0.5,))
+    clean = views.normalise((0.25,), (0.5,))
     view = training_view(clean, crop_padding=1)
     # White becomes (1 - .25) / .5, black (0 - .25) / .5.
     found = np.unique(np.round(view(jax.random.key(0), white), 5))
@@ -205,7 +205,7 @@ def test_padding_is_black_before_normalisation():
 
 
 def test_without_augmentation_the_view_is_the_clean_one():
-    clean = resident.normalise((0.25, 0.25), (0.5, 0.5))
+    clean = views.normalise((0.25, 0.25), (0.5, 0.5))
     view = training_view(clean)
     found = view(jax.random.key(0), IMAGE[None])
     np.testing.assert_array_equal(found, jax.jit(clean)(IMAGE[None]))

@@ -17,7 +17,7 @@ from tests.test_teachers import small
 from tgeo_jax import checkpoint, generations, models, train, writers
 from tgeo_jax import config as configs
 from tgeo_jax.assemble import assemble
-from tgeo_jax.data import resident, sources
+from tgeo_jax.data import sources, views
 from tgeo_jax.errors import CheckpointError, ConfigError
 from tgeo_jax.randomness import of_generation
 from tgeo_jax.workdir import Workdir
@@ -100,7 +100,7 @@ def _teachers_logits(folder: pathlib.Path, split, dataset) -> np.ndarray:
     learner = _state(folder)["state"]["teacher"]["learner"]
     config = Workdir(folder).config()["teacher"]
     module = models.build(config["name"], 10, **config[config["name"]])
-    inputs = resident.normalise(dataset.mean, dataset.std)(split.images)
+    inputs = views.normalise(dataset.mean, dataset.std)(split.images)
     variables = {"params": learner["params"], "batch_stats": learner.get("batch_stats") or {}}
     return np.asarray(jax.vmap(lambda own: module.apply(own, inputs))(variables))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from tgeo_jax.data import logits_cache
+from tgeo_jax.data import fingerprints, logits_cache
 from tgeo_jax.errors import DataError
 
 HEADER = {
@@ -208,9 +208,9 @@ TREE = {"a": {"w": np.float32([1, 2, 3, 4])}, "b": np.float32([[5], [6]])}
 
 def test_equal_trees_have_one_fingerprint_whatever_their_order_and_memory():
     reordered = {"b": np.asfortranarray(TREE["b"]), "a": {"w": np.float32([0, 1, 2, 3, 4])[1:]}}
-    assert logits_cache.fingerprint(TREE) == logits_cache.fingerprint(reordered)
+    assert fingerprints.of(TREE) == fingerprints.of(reordered)
     strided = {"a": {"w": np.repeat(TREE["a"]["w"], 2)[::2]}, "b": TREE["b"]}
-    assert logits_cache.fingerprint(TREE) == logits_cache.fingerprint(strided)
+    assert fingerprints.of(TREE) == fingerprints.of(strided)
 
 
 @pytest.mark.parametrize(
@@ -227,4 +227,4 @@ def test_equal_trees_have_one_fingerprint_whatever_their_order_and_memory():
     ],
 )
 def test_a_fingerprint_changes_with(other):
-    assert logits_cache.fingerprint(other) != logits_cache.fingerprint(TREE)
+    assert fingerprints.of(other) != fingerprints.of(TREE)

@@ -129,7 +129,7 @@ def test_stored_views_are_the_teachers_on_what_the_student_sees(digits_dir, teac
     # A step hands the student the very view that its logits are of.
     trainer = train._Trainer(run, Workdir(tmp_path), progress=False)
     trainer.close()
-    batch = jax.tree.map(lambda leaf: leaf[rows], trainer.data.train)
+    batch = jax.tree.map(lambda leaf: leaf[rows], trainer.train_split)
     state = types.SimpleNamespace(seed=0, anchor=None)
     for step, view in ((4, 0), (5, 1), (14, 2), (16, 0)):  # 5 steps in an epoch
         seen = objective.look(run.method, Teacher(None, None), state, step, batch)
@@ -138,7 +138,7 @@ def test_stored_views_are_the_teachers_on_what_the_student_sees(digits_dir, teac
         np.testing.assert_allclose(seen.teacher_logits, expected, **FLOAT16)
     # The outer loss looks at clean images, whatever is stored for training.
     expected = _mlp(variables, run.dataset.validation.images, run.dataset)
-    (held_out,) = trainer.data.validation.teacher_logits_BxVxK.swapaxes(0, 1)
+    (held_out,) = trainer.validation.teacher_logits_BxVxK.swapaxes(0, 1)
     np.testing.assert_allclose(held_out, expected, **FLOAT16)
 
 

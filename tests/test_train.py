@@ -121,13 +121,13 @@ def test_the_result_agrees_with_the_records(tgeo_dir):
 def test_the_best_parameters_are_those_of_the_best_step(tgeo_dir, digits_dir):
     """Saved with the checkpoint, and giving the accuracy that was logged at that step."""
     from tgeo_jax import evaluate, models
-    from tgeo_jax.data import resident, sources
+    from tgeo_jax.data import sources, views
     from tgeo_jax.state import Batch
 
     variables = checkpoint.load_network(tgeo_dir / "checkpoints", "best", seed_index=1)
     data = sources.load("digits", digits_dir)
     predict = evaluate.predictor(
-        models.build("mlp", 10, hidden=(32,)), resident.normalise(data.mean, data.std)
+        models.build("mlp", 10, hidden=(32,)), views.normalise(data.mean, data.std)
     )
     found = evaluate.Evaluator(predict, 100, seeds=False).metrics(
         variables, Batch(data.test.images, data.test.labels)

@@ -93,11 +93,11 @@ def test_of_a_finished_chain_the_last_student_teaches(tmp_path):
     assert found.path == tmp_path / "generation_2"
 
 
-def test_a_teacher_that_was_never_trained_names_the_command_that_trains_one(tmp_path):
+def test_a_teacher_that_was_never_trained_is_named_with_how_to_get_one(tmp_path):
     path = str(tmp_path / "teacher")
-    said = rf"^teacher\.workdir='{re.escape(path)}': no run there.*\n.*--workdir={re.escape(path)}"
+    said = rf"^teacher\.workdir='{re.escape(path)}': no run there; do this\nor name the workdir"
     with pytest.raises(CheckpointError, match=said):
-        workdir.trained(path, "teacher.workdir")
+        workdir.trained(path, "teacher.workdir", "do this")
 
 
 def test_a_teacher_that_is_not_finished_is_told_to_resume(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sized
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from ml_collections import ConfigDict
 
 from tgeo_jax import choices, distill, losses, models, optimizers, parallel, teachers
 from tgeo_jax import config as configs
-from tgeo_jax.data import resident, sources
+from tgeo_jax.data import sources, streaming, views
 from tgeo_jax.errors import ConfigError, DataError
+
+Dataset = sources.Dataset | streaming.StreamedDataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Run:
 
     Attributes:
         config: the checked configuration.
-        dataset: in host memory.
+        dataset: in host memory, or read as it is needed.
         method: what is trained.
         teacher: None for role `alone`.
         anchor: variables of every seed's anchor, [seeds, ...]; None where the role has none.
@@ -31,7 +34,7 @@ class Run:
     """
 
     config: ConfigDict
-    dataset: sources.Dataset
+    dataset: Dataset
     method: distill.Distillation
     teacher: teachers.Trained | None
     anchor: Any
@@ -66,13 +69,7 @@ def assemble(config: ConfigDict, *, anchor_comes_later: bool = False) -> Run:
     """
     configs.check(config)
     mesh = parallel.make_mesh(config.mesh.seed)
-    dataset = sources.load(
-        config.data.name,
-        config.data.dir,
-        validation_fraction=config.data.validation_fraction,
-        split_seed=config.data.split_seed,
-        label_noise=config.data.label_noise,
-    )
+    dataset = _dataset(config)
     _check_images(config, dataset)
     _check_batch(mesh, "data.batch_size", config.data.batch_size, dataset.train)
     steps_per_epoch = len(dataset.train) // config.data.batch_size
@@ -92,18 +89,38 @@ def assemble(config: ConfigDict, *, anchor_comes_later: bool = False) -> Run:
     return Run(config, dataset, method, teacher, anchor, mesh, steps_per_epoch)
 
 
+def _dataset(config: ConfigDict) -> Dataset:
+    data = config.data
+    common = {
+        name: data[name]
+        for name in ("validation_fraction", "split_seed", "fraction", "mean", "std")
+    }
+    if data.pipeline == "stream":
+        own = {name: data[name] for name in ("image_size", "workers", "max_corrupt")}
+        return streaming.load(data.name, data.dir, **common, **own)
+    if data.name in sources.TOO_LARGE:
+        raise ConfigError(
+            f"data.name={data.name!r}: does not fit in memory; set data.pipeline='stream'"
+        )
+    own = {name: data[name] for name in ("label_noise", "imbalance")}
+    return sources.load(data.name, data.dir, **common, **own)
+
+
 def _method(
     config: ConfigDict,
-    dataset: sources.Dataset,
+    dataset: Dataset,
     teacher: teachers.Trained | None,
     steps_per_epoch: int,
 ) -> distill.Distillation:
-    clean_view = resident.normalise(dataset.mean, dataset.std)
+    clean_view = views.normalise(dataset.mean, dataset.std)
     drops = config.optimizer.drop_epochs if config.optimizer.schedule == "step" else ()
     try:
         return distill.Distillation(
             student=models.build(
-                config.student.name, dataset.num_classes, **configs.options_of(config.student)
+                config.student.name,
+                dataset.num_classes,
+                precision=config.precision,
+                **configs.options_of(config.student),
             ),
             num_classes=dataset.num_classes,
             role=choices.role(config.role, None if teacher is None else teacher.module),
@@ -113,8 +130,13 @@ def _method(
             fusion_optimizer=_fusion_optimizer(config, steps_per_epoch),
             steps_per_epoch=steps_per_epoch,
             num_epochs=config.train.epochs,
-            training_view=resident.augment(
-                clean_view, crop_padding=config.data.crop_padding, flip=config.data.flip
+            training_view=views.augment(
+                clean_view,
+                crop_padding=config.data.crop_padding,
+                flip=config.data.flip,
+                cutout=config.data.cutout,
+                randaugment_layers=config.data.randaugment_layers,
+                randaugment_magnitude=config.data.randaugment_magnitude,
             ),
             clean_view=clean_view,
             order=config.meta.order,
@@ -136,7 +158,7 @@ def _fusion_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.Gradien
     return optax.MultiSteps(optimizer, meta.accumulate).gradient_transformation()
 
 
-def _check_batch(mesh: Mesh, field: str, batch_size: int, split: sources.Split) -> None:
+def _check_batch(mesh: Mesh, field: str, batch_size: int, split: Sized) -> None:
     parallel.check_batch(mesh, field, batch_size)
     if batch_size > len(split):
         raise ConfigError(
@@ -145,7 +167,9 @@ def _check_batch(mesh: Mesh, field: str, batch_size: int, split: sources.Split) 
         )
 
 
-def _check_images(config: ConfigDict, dataset: sources.Dataset) -> None:
+def _check_images(config: ConfigDict, dataset: Dataset) -> None:
+    if isinstance(dataset, streaming.StreamedDataset):
+        return  # their pixels are bytes
     for split_name in ("train", "validation", "test"):
         images = getattr(dataset, split_name).images
         if images.dtype != np.uint8 and not np.isfinite(images).all():

@@ -83,6 +83,27 @@ class Checkpoints:
             self._checkpointer.close()
 
 
+def save_network(directory: pathlib.Path, variables: PyTree) -> None:
+    """Writes a network that was trained elsewhere, where `load_network` finds it.
+
+    Args:
+        directory: the checkpoints folder.
+        variables: `{"params": ..., "batch_stats": ...}`.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "checkpoints"
+        ...     save_network(path, {"params": {"w": np.ones(2)}, "batch_stats": {}})
+        ...     load_network(path, "best")["params"]["w"]
+        array([1., 1.])
+    """
+    of_one_seed = jax.tree.map(lambda leaf: np.asarray(leaf)[None], variables)
+    checkpoints = Checkpoints(directory)
+    checkpoints.save(0, {"student": of_one_seed}, of_one_seed)
+    checkpoints.close()
+
+
 def load_network(directory: pathlib.Path, which: str, seed_index: int = 0) -> PyTree:
     """Variables of a trained student, as NumPy arrays.
 

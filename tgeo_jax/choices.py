@@ -174,7 +174,8 @@ def _check_teacher(config: ConfigDict, chosen: roles.Role) -> None:
 def _check_widths(config: ConfigDict) -> None:
     for which in ("student", "teacher"):
         section = config[which]
-        for field, value in section[section.name].to_dict().items():
+        options = section[section.name].to_dict() if section.name in section else {}
+        for field, value in options.items():
             if isinstance(value, tuple | list) and not all(
                 isinstance(width, int) and width > 0 for width in value
             ):

@@ -18,7 +18,7 @@ from ml_collections.config_dict import placeholder
 
 from tgeo_jax import bilevel, choices, distill, losses, optimizers, ratios, roles
 from tgeo_jax.errors import ConfigError, nearest
-from tgeo_jax.models.build import MODELS, default_options
+from tgeo_jax.models.build import MODELS, PRECISIONS, default_options
 
 # Whether a value is right, and what would be: a phrase after "must", or the known names.
 Rule = tuple[Callable[[Any], bool], str | tuple[str, ...]]
@@ -41,8 +41,19 @@ def default() -> ConfigDict:
                 "validation_fraction": 0.1,  # held out of the training split, stratified
                 "split_seed": 0,
                 "label_noise": 0.0,  # share of training labels replaced by another class
+                "fraction": 1.0,  # of the training examples that are kept
+                "imbalance": 1.0,  # long tail: the first class's examples over the last's
+                "mean": (),  # for normalisation, by channel; empty: of the training pixels
+                "std": (),
                 "crop_padding": 0,  # random crop after zero padding by this many pixels
                 "flip": False,  # random horizontal flip
+                "cutout": 0,  # side in pixels of a square without content
+                "randaugment_layers": 0,  # random operations on every image
+                "randaugment_magnitude": 9.0,  # in [0, 10]
+                "pipeline": "resident",  # on the device; or "stream": read as needed
+                "image_size": 224,  # stream only: side of the random resized crops
+                "workers": 0,  # stream only: processes that decode; 0: threads
+                "max_corrupt": 10,  # stream only: images of a split that may fail to decode
                 "batch_size": 64,
                 "eval_batch_size": 1024,
             },
@@ -75,6 +86,7 @@ def default() -> ConfigDict:
                 "checkpoint_every": 1,  # evaluations between checkpoints
             },
             "mesh": {"seed": 1},  # devices along the seed axis; the rest share the batch
+            "precision": "float32",  # of the networks' computation; or "bfloat16"
             "generation": 0,  # of a chain of runs; each has random numbers of its own
         }
     )
@@ -105,6 +117,7 @@ def check(config: ConfigDict) -> None:
                 problem = f"unknown{nearest(part, what)}"
             raise ConfigError(f"{field}={value!r}: {problem}")
     choices.check(config)
+    _check_stream(config)
     _check_schedule(config, "optimizer")
     _check_schedule(config, "meta.optimizer")
     if config.seed + config.seeds > 2**32:
@@ -166,13 +179,13 @@ def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
 
 
 def options_of(section: ConfigDict) -> dict[str, Any]:
-    """Keyword arguments chosen by an axis section such as `config.ratio`.
+    """Keyword arguments chosen by a section with a name, such as `config.ratio`.
 
     Examples:
         >>> options_of(default().ratio)
         {'alpha': 0.9, 'warmup_epochs': 0}
     """
-    return section[section.name].to_dict()
+    return section[section.name].to_dict() if section.name in section else {}
 
 
 def _axis(table: dict[str, Callable], name: str) -> dict[str, Any]:
@@ -189,7 +202,8 @@ def _axis(table: dict[str, Callable], name: str) -> dict[str, Any]:
 
 
 def _models(name: str) -> dict[str, Any]:
-    return {"name": name, **{key: default_options(key) for key in MODELS}}
+    options = {key: default_options(key) for key in MODELS}
+    return {"name": name, **{key: value for key, value in options.items() if value}}
 
 
 def _optimizer_section(name: str, *, learning_rate: float, weight_decay: float) -> dict[str, Any]:
@@ -243,7 +257,18 @@ _RULES: dict[str, Rule] = {
     "data.validation_fraction": (lambda v: 0 < v < 1, "lie strictly in (0, 1)"),
     "data.split_seed": _SEED,
     "data.label_noise": (lambda v: 0 <= v < 1, "lie in [0, 1)"),
+    "data.fraction": (lambda v: 0 < v <= 1, "lie in (0, 1]"),
+    "data.imbalance": (lambda v: v >= 1 and math.isfinite(v), "be a finite number >= 1"),
+    "data.mean": (lambda v: all(map(math.isfinite, v)), "hold finite numbers"),
+    "data.std": (lambda v: all(s > 0 and math.isfinite(s) for s in v), "hold numbers > 0"),
     "data.crop_padding": _NOT_NEGATIVE_INT,
+    "data.cutout": _NOT_NEGATIVE_INT,
+    "data.randaugment_layers": _NOT_NEGATIVE_INT,
+    "data.randaugment_magnitude": (lambda v: 0 <= v <= 10, "lie in [0, 10]"),
+    "data.pipeline": _one_of(("resident", "stream")),
+    "data.image_size": _POSITIVE_INT,
+    "data.workers": _NOT_NEGATIVE_INT,
+    "data.max_corrupt": _NOT_NEGATIVE_INT,
     "data.batch_size": _POSITIVE_INT,
     "data.eval_batch_size": _POSITIVE_INT,
     "student.name": _one_of(MODELS),
@@ -270,6 +295,7 @@ _RULES: dict[str, Rule] = {
     "train.eval_every": _POSITIVE_INT,
     "train.checkpoint_every": _POSITIVE_INT,
     "mesh.seed": _POSITIVE_INT,
+    "precision": _one_of(PRECISIONS),
     "generation": _NOT_NEGATIVE_INT,
     **{f"optimizer.{name}": rule for name, rule in _OPTIMIZER_RULES.items()},
     **{f"meta.optimizer.{name}": rule for name, rule in _OPTIMIZER_RULES.items()},
@@ -325,6 +351,25 @@ def _same_kind(value: Any, example: Any) -> bool:
     if isinstance(example, tuple):
         return isinstance(value, tuple | list)
     return isinstance(value, type(example))
+
+
+def _check_stream(config: ConfigDict) -> None:
+    if config.data.pipeline == "resident":
+        return
+    for field, value, only in (
+        ("seeds", config.seeds, 1),
+        ("data.imbalance", config.data.imbalance, 1.0),
+        ("data.label_noise", config.data.label_noise, 0.0),
+    ):
+        if value != only:
+            raise ConfigError(
+                f"{field}={value}: must be {only} with data.pipeline='stream'"
+                + ("; start one run for each seed" if field == "seeds" else "")
+            )
+    if config.role.name == "cached":
+        raise ConfigError(
+            "role.name='cached': stored logits need data.pipeline='resident'; use 'frozen'"
+        )
 
 
 def _check_schedule(config: ConfigDict, path: str) -> None:

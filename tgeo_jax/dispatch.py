@@ -37,7 +37,7 @@ Report = tuple[dict[str, Mean], dict[str, Array]]  # metrics of one step, what w
 
 
 class Resident(NamedTuple):
-    """Training and validation split on the device(s)."""
+    """Training and validation split on the device(s), or batches of both for some steps."""
 
     train: Batch
     validation: Batch
@@ -58,19 +58,28 @@ class Dispatcher:
         mesh: over which devices.
         batch_size: of the training batches.
         meta_batch_size: of the validation batches.
+        streamed: whether `data` holds the batches of these steps in their order, [steps, B, ...],
+            and not whole splits to choose from.
     """
 
     def __init__(
-        self, method: distill.Distillation, mesh: Mesh, batch_size: int, meta_batch_size: int
+        self,
+        method: distill.Distillation,
+        mesh: Mesh,
+        batch_size: int,
+        meta_batch_size: int,
+        *,
+        streamed: bool = False,
     ):
-        self._method, self._mesh = method, mesh
+        self._method, self._mesh, self._streamed = method, mesh, streamed
         self._batch_size, self._meta_batch_size = batch_size, meta_batch_size
         state, replicated = parallel.state_shardings(mesh), parallel.replicated(mesh)
+        data = parallel.steps_sharding(mesh) if streamed else replicated
         self._compiled = jax.jit(
             self._run,
             static_argnums=3,
             donate_argnums=0,
-            in_shardings=(state, replicated, replicated),
+            in_shardings=(state, replicated, data),
             out_shardings=(state, parallel.by_seed(mesh)),
         )
 
@@ -84,7 +93,7 @@ class Dispatcher:
         self, state: TrainState, teacher: Teacher, data: Resident, num_steps: int
     ) -> tuple[TrainState, Outcome]:
         healthy = jnp.ones((), bool)
-        if self._method.order == "prequential" and self._method.meta_learned:
+        if self._method.prequential:
             step, extra, xs = self._pipelined(state, teacher, data, num_steps)
         else:
             step, extra, xs = self._independent(state, teacher, data, num_steps)
@@ -95,7 +104,12 @@ class Dispatcher:
             state, healthy, report = _keep_if_finite(state, stepped, found, healthy)
             return (state, extra, healthy), report
 
-        (state, _, _), (found, failed) = jax.lax.scan(body, (state, extra, healthy), xs)
+        start = (state, extra, healthy)
+        if num_steps == 1:  # without a loop: on CPU that decides how fast convolutions are
+            (state, _, _), report = body(start, jax.tree.map(lambda values: values[0], xs))
+            found, failed = jax.tree.map(lambda value: value[None], report)
+        else:
+            (state, _, _), (found, failed) = jax.lax.scan(body, start, xs)
         sums = jax.tree.map(lambda values: values.sum(0), found)
         return state, Outcome(sums, jax.tree.map(lambda values: values.any(0), failed))
 
@@ -111,8 +125,8 @@ class Dispatcher:
         )
 
         def step(state: TrainState, extra: PyTree, indices: PyTree) -> tuple:
-            batch = self._gather(data.train, indices[0])
-            outer = batch if len(indices) == 1 else self._gather(data.validation, indices[1])
+            batch = self._batch(data.train, indices[0])
+            outer = batch if len(indices) == 1 else self._batch(data.validation, indices[1])
             stepped, found = of_seed(state, batch, outer)
             return stepped, extra, found
 
@@ -145,20 +159,23 @@ class Dispatcher:
         )
         # One batch more than steps: each step's outer batch is its successor's.
         order = self._order(state, data.train, num_steps + 1, self._batch_size, Purpose.TRAIN_ORDER)
-        first, structure = jax.tree.flatten(start(state, self._gather(data.train, order[0])))
+        first_order = jax.tree.map(lambda values: values[0], order)
+        first, structure = jax.tree.flatten(start(state, self._batch(data.train, first_order)))
 
         def step(state: TrainState, leaves: PyTree, indices: PyTree) -> tuple:
-            next_batch = self._gather(data.train, indices)
+            next_batch = self._batch(data.train, indices)
             current = jax.tree.unflatten(structure, leaves)
             stepped, following, found = of_seed(state, current, next_batch)
             return stepped, jax.tree.leaves(following), found
 
-        return step, first, order[1:]
+        return step, first, jax.tree.map(lambda values: values[1:], order)
 
     def _order(
         self, state: TrainState, split: Batch, num_steps: int, batch_size: int, purpose: Purpose
-    ) -> Array:
-        """Example indices [steps, seeds, batch]."""
+    ) -> PyTree:
+        """Example indices [steps, seeds, batch]; of a stream the batches themselves."""
+        if self._streamed:
+            return split
         of_seed = jax.vmap(
             lambda seed: resident.batch_indices(
                 seed, state.step, num_steps, batch_size, split.labels_B.shape[0], purpose
@@ -166,8 +183,11 @@ class Dispatcher:
         )
         return jnp.swapaxes(of_seed(state.seed), 0, 1)
 
-    def _gather(self, split: Batch, indices_SxB: Array) -> Batch:
+    def _batch(self, split: Batch, indices_SxB: PyTree) -> Batch:
+        """One step's batch, [seeds, batch, ...]."""
         sharding = parallel.batch_sharding(self._mesh)
+        if self._streamed:
+            return jax.tree.map(lambda values: values[None], indices_SxB)
         indices_SxB = jax.lax.with_sharding_constraint(indices_SxB, sharding)
         batch = jax.tree.map(lambda values: values[indices_SxB], split)
         return jax.lax.with_sharding_constraint(batch, sharding)

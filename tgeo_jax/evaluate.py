@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tgeo_jax import losses, metrics
+from tgeo_jax import metrics
 from tgeo_jax.state import Batch
 
 Array = jax.Array
@@ -37,6 +37,13 @@ def predictor(module: nn.Module, clean_view: Callable[[Array], Array]) -> Predic
     return predict
 
 
+class Sweep(Protocol):
+    """A split that is read as it is needed."""
+
+    def sweep(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Every example once: (images, labels, whether each is real), all batches of one size."""
+
+
 class Evaluator:
     """Evaluates one predict function for several seeds at once, or for one set of variables.
 
@@ -51,29 +58,54 @@ class Evaluator:
         sums = _batch_sums(predict)
         if seeds:
             predict = jax.vmap(predict, in_axes=(0, None))
-            sums = jax.vmap(sums, in_axes=(0, None, None))
+            sums = jax.vmap(sums, in_axes=(0, None, None, None))
         self._logits, self._sums = jax.jit(predict), jax.jit(sums)
 
-    def metrics(self, variables: Variables, split: Batch) -> dict[str, metrics.Mean]:
-        """Sums over the split: `accuracy` in [0, 1] and `cross_entropy` in nats, [seeds] or scalar.
+    def metrics(
+        self, variables: Variables, split: Batch | Sweep, teacher_logits_NxK: Any = None
+    ) -> dict[str, metrics.Mean]:
+        """Sums over the split, [seeds] or scalar.
+
+        `accuracy` and, with more than five classes, `top5_accuracy` in [0, 1]; `cross_entropy`
+        (the negative log-likelihood) in nats; `calibration` for the expected calibration error;
+        with a teacher's logits `teacher_agreement`, how often both have the same top class, and
+        `teacher_kl`, KL(teacher || student) at temperature 1 in nats. See `metrics.of_logits`.
 
         The result is still on the device: nothing waits for it here.
         """
         found: list[dict[str, metrics.Mean]] = []
-        for images, labels, is_real in self._batches(split):
-            found.append(self._sums(variables, Batch(images, labels), is_real))
+        for start, (images, labels, is_real) in self._batches(split):
+            told = None
+            if teacher_logits_NxK is not None:
+                told = teacher_logits_NxK[start : start + labels.shape[0]]
+                missing = labels.shape[0] - told.shape[0]
+                told = jnp.pad(told, ((0, missing), (0, 0))) if missing else told
+            found.append(self._sums(variables, Batch(images, labels), is_real, told))
         return jax.tree.map(lambda *values: sum(values[1:], values[0]), *found)
 
-    def logits(self, variables: Variables, split: Batch) -> np.ndarray:
-        """Logits of every example, [N, K] or [seeds, N, K]."""
-        parts = []
-        for images, _, is_real in self._batches(split):
+    def logits(self, variables: Variables, split: Batch | Sweep) -> np.ndarray:
+        """Logits of every example, [N, K] or [seeds, N, K]; an unreadable one's are of a blank."""
+        parts, count = [], _length(split)
+        for start, (images, _, _) in self._batches(split):
             logits = np.asarray(self._logits(variables, images))
-            parts.append(logits[..., np.asarray(is_real), :])
+            parts.append(logits[..., : count - start, :])
         return np.concatenate(parts, axis=-2)
 
-    def _batches(self, split: Batch) -> Iterator[tuple[Array, Array, Array]]:
-        size = min(self._batch_size, split.labels_B.shape[0])
+    def batches_of_logits(
+        self, variables: Variables, split: Batch | Sweep
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(logits, labels) of all examples that can be read, batch by batch."""
+        for _, (images, labels, is_real) in self._batches(split):
+            real = np.asarray(is_real)
+            logits = np.asarray(self._logits(variables, images))
+            yield logits[..., real, :], np.asarray(labels)[real]
+
+    def _batches(self, split: Batch | Sweep) -> Iterator[tuple[int, tuple[Any, Any, Any]]]:
+        size = min(self._batch_size, _length(split))
+        if not isinstance(split, Batch):
+            for index, batch in enumerate(split.sweep(size)):
+                yield index * size, batch
+            return
         for start in range(0, split.labels_B.shape[0], size):
             images = split.images_BxHxWxC[start : start + size]
             labels = split.labels_B[start : start + size]
@@ -81,18 +113,18 @@ class Evaluator:
             if missing:  # one shape, one compilation
                 images = jnp.pad(images, ((0, missing), *((0, 0),) * (images.ndim - 1)))
                 labels = jnp.pad(labels, (0, missing))
-            yield images, labels, jnp.arange(size) < size - missing
+            yield start, (images, labels, jnp.arange(size) < size - missing)
+
+
+def _length(split: Any) -> int:
+    return split.labels_B.shape[0] if isinstance(split, Batch) else len(split)
 
 
 def _batch_sums(predict: Predict) -> Callable:
-    def sums(variables: Variables, batch: Batch, is_real_B: Array) -> dict[str, metrics.Mean]:
+    def sums(
+        variables: Variables, batch: Batch, is_real_B: Array, teacher_logits_BxK: Array | None
+    ) -> dict[str, metrics.Mean]:
         logits_BxK = predict(variables, batch.images_BxHxWxC)
-        right_B = jnp.argmax(logits_BxK, axis=-1) == batch.labels_B
-        return {
-            "accuracy": metrics.mean(right_B, is_real_B),
-            "cross_entropy": metrics.mean(
-                losses.cross_entropy(logits_BxK, batch.labels_B), is_real_B
-            ),
-        }
+        return metrics.of_logits(logits_BxK, batch.labels_B, is_real_B, teacher_logits_BxK)
 
     return sums

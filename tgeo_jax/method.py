@@ -90,6 +90,11 @@ class Distillation:
         """Length of training in steps."""
         return self.steps_per_epoch * self.num_epochs
 
+    @property
+    def prequential(self) -> bool:
+        """Whether each step's outer batch is its successor's training batch."""
+        return self.meta_learned and self.order == "prequential"
+
     @functools.cached_property
     def fusion_ratio(self) -> fusion.FusionRatio:
         """The ratio that the step uses: lifted where each of several teachers has its own."""

@@ -12,6 +12,7 @@ from flax import struct
 from tgeo_jax import fusion, geometry, losses, roles
 
 Array = jax.Array
+CALIBRATION_BINS = 15
 RATIO_BINS = 50  # over [0, 1]; quantiles of the ratio are therefore good to 0.02
 
 
@@ -96,6 +97,64 @@ def of_step(seen: Seen, outer: Mean) -> dict[str, Mean]:
     }
 
 
+def of_logits(
+    logits_BxK: Array,
+    labels_B: Array,
+    is_real_B: Array,
+    teacher_logits_BxK: Array | None = None,
+) -> dict[str, Mean]:
+    """What is measured of predictions in evaluation.
+
+    Args:
+        logits_BxK: in evaluation mode.
+        labels_B: class indices.
+        is_real_B: False for padding, which does not count.
+        teacher_logits_BxK: the teacher's on the same images, if there is one.
+
+    Returns:
+        `accuracy`, `cross_entropy`, `calibration` (the sum of `confidence - right` in each of
+        `CALIBRATION_BINS` bins of confidence, from which `summarise` makes `ece`), with K > 5
+        `top5_accuracy`, and with a teacher `teacher_agreement` and
+        `teacher_kl` = KL(teacher || student) at temperature 1.
+
+    References:
+        Expected calibration error: Guo et al. 2017, arXiv 1706.04599, equation 3, with 15 bins.
+
+    Examples:
+        >>> logits, labels = 5 * jnp.eye(6), jnp.arange(6).at[0].set(5)
+        >>> found = of_logits(logits, labels, jnp.ones(6, bool))
+        >>> print(found["accuracy"].total, found["top5_accuracy"].total)
+        5.0 5.0
+    """
+    top_B = jnp.argmax(logits_BxK, axis=-1)
+    right_B = top_B == labels_B
+    confidence_B = jnp.exp(jnp.max(jax.nn.log_softmax(logits_BxK), axis=-1))
+    bin_B = jnp.clip((confidence_B * CALIBRATION_BINS).astype(jnp.int32), 0, CALIBRATION_BINS - 1)
+    gap_B = jnp.where(is_real_B, confidence_B - right_B, 0)
+    found = {
+        "accuracy": mean(right_B, is_real_B),
+        "cross_entropy": mean(losses.cross_entropy(logits_BxK, labels_B), is_real_B),
+        "calibration": Mean(
+            jnp.zeros(CALIBRATION_BINS, gap_B.dtype).at[bin_B].add(gap_B),
+            jnp.sum(is_real_B.astype(jnp.float32)),
+        ),
+    }
+    if logits_BxK.shape[-1] > 5:
+        own_B = jnp.take_along_axis(logits_BxK, labels_B[:, None], axis=-1)
+        # Classes of equal logit count in the order of their indices, as in a stable sort.
+        before = (jnp.arange(logits_BxK.shape[-1])[None, :] < labels_B[:, None]) & (
+            logits_BxK == own_B
+        )
+        rank_B = jnp.sum((logits_BxK > own_B) | before, axis=-1)
+        found["top5_accuracy"] = mean(rank_B < 5, is_real_B)
+    if teacher_logits_BxK is not None:
+        agrees_B = top_B == jnp.argmax(teacher_logits_BxK, axis=-1)
+        kl_B = losses.kl(logits_BxK, teacher_logits_BxK, temperature=1.0)
+        found["teacher_agreement"] = mean(agrees_B, is_real_B)
+        found["teacher_kl"] = mean(kl_B, is_real_B)
+    return found
+
+
 def ratio_metrics(ratio_B: Array, teacher_right_B: Array, st_edge_B: Array) -> dict[str, Mean]:
     """What is logged of a ratio: mean, spread, histogram, and its mean in four situations.
 
@@ -137,7 +196,7 @@ def summarise(sums: dict[str, Mean]) -> dict[str, float]:
     """Numbers to log from summed metrics; what was never measured is left out.
 
     `ratio_variance` becomes `ratio_std`, `ratio_histogram` the quantiles `ratio_q05`, `ratio_q50`
-    and `ratio_q95` (interpolated within a bin).
+    and `ratio_q95` (interpolated within a bin), `calibration` the expected calibration error `ece`.
 
     Args:
         sums: named `Mean`s of NumPy scalars (the histogram's total is an array).
@@ -159,6 +218,8 @@ def summarise(sums: dict[str, Mean]) -> dict[str, float]:
                 found[f"ratio_q{percent:02d}"] = histogram_quantile(
                     np.asarray(total), percent / 100
                 )
+        elif name == "calibration":
+            found["ece"] = float(np.abs(np.asarray(total)).sum() / count)
         elif name == "ratio_variance":
             found["ratio_std"] = float(np.sqrt(total / count))
         else:

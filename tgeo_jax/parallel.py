@@ -84,6 +84,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("seed", "data"))
 
 
+def steps_sharding(mesh: Mesh) -> NamedSharding:
+    """[steps, batch, ...] with the batches cut over `data`.
+
+    Examples:
+        >>> tuple(steps_sharding(make_mesh(1, jax.devices()[:1])).spec)
+        (None, 'data')
+    """
+    return NamedSharding(mesh, PartitionSpec(None, "data"))
+
+
 def state_shardings(mesh: Mesh) -> TrainState:
     """Where each part of the state lives, as a prefix of its tree.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import pathlib
 from typing import Any
 
@@ -13,14 +14,27 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from tgeo_jax import checkpoint, choices, evaluate, geometry, models, randomness, roles, workdir
+from tgeo_jax import (
+    checkpoint,
+    choices,
+    convert,
+    evaluate,
+    geometry,
+    models,
+    randomness,
+    roles,
+    workdir,
+    writers,
+)
 from tgeo_jax import config as configs
-from tgeo_jax.data import logits_cache, sources
+from tgeo_jax.data import fingerprints, logits_cache, sources, streaming
 from tgeo_jax.errors import CheckpointError, ConfigError
 from tgeo_jax.method import Distillation
 from tgeo_jax.state import Batch, Teacher
 
+Array = jax.Array
 PyTree = Any
+Dataset = sources.Dataset | streaming.StreamedDataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +59,7 @@ class Trained:
         return lambda variables, images: roles.mean_prediction(of_module(variables, images))
 
 
-def load(config: ConfigDict, dataset: sources.Dataset) -> Trained | None:
+def load(config: ConfigDict, dataset: Dataset) -> Trained | None:
     """The teacher, or teachers, that a configuration names; None for role `alone`.
 
     Args:
@@ -73,7 +87,9 @@ def load(config: ConfigDict, dataset: sources.Dataset) -> Trained | None:
         ensemble = roles.Ensemble(tuple(part.module for part in parts))
         return Trained(ensemble, variables, several=True)
     options = configs.options_of(config.teacher)
-    module = models.build(config.teacher.name, dataset.num_classes, **options)
+    module = models.build(
+        config.teacher.name, dataset.num_classes, precision=config.precision, **options
+    )
     needs_trained = choices.role(config.role, module).needs_trained
     if not needs_trained:
         return Trained(module, None)
@@ -81,9 +97,7 @@ def load(config: ConfigDict, dataset: sources.Dataset) -> Trained | None:
     return _trained(config, dataset, path, f"teacher.workdir={path!r}", module)
 
 
-def anchors(
-    config: ConfigDict, student: nn.Module, dataset: sources.Dataset, seeds: int
-) -> PyTree | None:
+def anchors(config: ConfigDict, student: nn.Module, dataset: Dataset, seeds: int) -> PyTree | None:
     """The anchor of every seed, leaves [seeds, ...]; None where the role names none.
 
     A chain of runs has as many anchors as seeds, and each seed keeps its own; another run's first
@@ -93,9 +107,9 @@ def anchors(
         return None
     path = config.role.trikd.anchor
     field = f"role.trikd.anchor={path!r}"
-    folder = _folder(config, path, "role.trikd.anchor", field)
+    folder = _folder(config, dataset, path, "role.trikd.anchor", field)
     there = folder.config()
-    own = (there["seed"], there["seeds"]) == (config.seed, config.seeds)
+    own = (there.get("seed"), there.get("seeds")) == (config.seed, config.seeds)
     found = [
         checkpoint.load_network(folder.checkpoints, "last", index if own else 0)
         for index in range(seeds)
@@ -105,7 +119,11 @@ def anchors(
 
 
 def context(
-    method: Distillation, trained: Trained | None, train: Batch, num_classes: int, batch_size: int
+    method: Distillation,
+    trained: Trained | None,
+    train: Batch | streaming.Stream,
+    num_classes: int,
+    batch_size: int,
 ) -> Teacher:
     """The frozen teachers with their mean prediction for each class, from one clean pass.
 
@@ -128,15 +146,35 @@ def context(
     predict = trained.predict(method.clean_view)
     if method.role.num_teachers:
         predict = evaluate.predictor(trained.module, method.clean_view)
-    logits = evaluate.Evaluator(predict, batch_size, seeds=False).logits(trained.variables, train)
-    labels_N = jnp.asarray(train.labels_B)
-    each = [
-        geometry.class_mean_predictions(jax.nn.softmax(one), labels_N, num_classes)
-        for one in (logits if logits.ndim == 3 else logits[None])
-    ]
-    means = jnp.stack(each) if method.role.num_teachers else each[0]
+    asked = evaluate.Evaluator(predict, batch_size, seeds=False)
+    if isinstance(train, streaming.Stream):
+        means = _streamed_means(asked, trained.variables, train, num_classes)
+    else:
+        logits = asked.logits(trained.variables, train)
+        labels_N = jnp.asarray(train.labels_B)
+        each = [
+            geometry.class_mean_predictions(jax.nn.softmax(one), labels_N, num_classes)
+            for one in (logits if logits.ndim == 3 else logits[None])
+        ]
+        means = jnp.stack(each) if method.role.num_teachers else each[0]
     # Where logits are stored, the step does not need the network.
     return Teacher(None if method.role.cached is not None else trained.variables, means)
+
+
+def _streamed_means(
+    asked: evaluate.Evaluator, variables: PyTree, train: streaming.Stream, num_classes: int
+) -> Array:
+    """As `geometry.class_mean_predictions`, summed batch by batch: nobody keeps all logits."""
+    sums: Any = 0.0
+    counts = np.zeros(num_classes)
+    for logits, labels in asked.batches_of_logits(variables, train):
+        probs = np.asarray(jax.nn.softmax(logits), np.float64)
+        of_class = np.eye(num_classes)[labels]  # [B, K]
+        sums += np.einsum("bc,...bk->...ck", of_class, probs)
+        counts += of_class.sum(0)
+    means = sums / np.maximum(counts, 1)[:, None]
+    means = np.where((counts > 0)[:, None], means, 1 / num_classes)
+    return jnp.asarray(means, jnp.float32)
 
 
 def with_logits(
@@ -147,8 +185,8 @@ def with_logits(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Stored teacher logits of the training and the validation split, [N, V, K] and [N, 1, K].
 
-    They are computed for the whole TFDS training split and kept beside it, so that another held-out
-    split of the same teacher's would find them too.
+    They are computed for all examples of both and kept beside the dataset; another held-out split
+    of the same teacher's would find them too.
 
     Raises:
         DataError: stored logits of another teacher, dataset or augmentation.
@@ -157,31 +195,45 @@ def with_logits(
     assert role is not None
     parts = (dataset.train, dataset.validation)
     ids = np.concatenate([part.ids for part in parts])
-    images = np.concatenate([part.images for part in parts])[np.argsort(ids)]
+    order = np.argsort(ids)
+    ids, images = ids[order], np.concatenate([part.images for part in parts])[order]
     augmentation = {
         "seed": role.augmentation_seed,
-        "crop_padding": config.data.crop_padding,
-        "flip": config.data.flip,
+        **{name: config.data[name] for name in _augmentations(config)},
     }
     header = {
-        "teacher": logits_cache.fingerprint(trained.variables),
-        "dataset": logits_cache.fingerprint(images),
+        "teacher": fingerprints.of(trained.variables),
+        "dataset": fingerprints.of(images),
         "normalisation": [list(dataset.mean), list(dataset.std)],
         "views": role.views,
         "augmentation": augmentation if role.views else None,
     }
 
     def compute() -> np.ndarray:
-        return _all_views(method, trained, images, config.data.eval_batch_size)
+        return _all_views(method, trained, images, ids, config.data.eval_batch_size)
 
     found = logits_cache.load_or_compute(_cache_path(config), header, compute)
-    train = found[dataset.train.ids]
+    train, validation = (found[np.searchsorted(ids, part.ids)] for part in parts)
     train = train[:, 1:] if role.views else train[:, :1]
-    return train, found[dataset.validation.ids][:, :1]
+    return train, validation[:, :1]
+
+
+def _augmentations(config: ConfigDict) -> list[str]:
+    """The fields that say how images are augmented; the later ones only where they are used."""
+    used = ["crop_padding", "flip"]
+    if config.data.cutout:
+        used.append("cutout")
+    if config.data.randaugment_layers:
+        used += ["randaugment_layers", "randaugment_magnitude"]
+    return used
 
 
 def _all_views(
-    method: Distillation, trained: Trained, images: np.ndarray, batch_size: int
+    method: Distillation,
+    trained: Trained,
+    images: np.ndarray,
+    ids: np.ndarray,
+    batch_size: int,
 ) -> np.ndarray:
     """Logits [N, 1 + V, K] of the clean images and of every augmented view."""
     role = method.role.cached
@@ -189,8 +241,7 @@ def _all_views(
     module = trained.module
 
     def augmented(packed: tuple, images_BxHxWxC: jax.Array) -> jax.Array:
-        variables, view, first = packed
-        ids_B = first + jnp.arange(images_BxHxWxC.shape[0])
+        variables, view, ids_B = packed
         keys_B = randomness.example_keys(role.augmentation_seed, view, ids_B)
         inputs = method.training_view(keys_B, images_BxHxWxC)
         logits_BxK: Any = module.apply(variables, inputs, train=False)
@@ -202,8 +253,8 @@ def _all_views(
     run = jax.jit(augmented)
     for view in range(role.views):
         parts = [
-            np.asarray(run((trained.variables, view, start), images[start : start + batch_size]))
-            for start in range(0, len(images), batch_size)
+            np.asarray(run((trained.variables, view, ids[part]), images[part]))
+            for part in (slice(s, s + batch_size) for s in range(0, len(images), batch_size))
         ]
         views.append(np.concatenate(parts))
     return np.stack(views, axis=1)
@@ -218,38 +269,121 @@ def _cache_path(config: ConfigDict) -> pathlib.Path:
     if cached.views and not cached.name:
         name += f"-{cached.views}x{cached.augmentation_seed}"
         name += f"-crop{config.data.crop_padding}" + "-flip" * config.data.flip
+        name += "".join(f"-{f}{config.data[f]:g}" for f in _augmentations(config)[2:])
+    if not cached.name and (config.data.fraction < 1 or config.data.imbalance > 1):
+        kept = [f"{config.data[f]:g}" for f in ("fraction", "imbalance", "validation_fraction")]
+        name += f"-of-{'-'.join(kept)}-{config.data.split_seed}"
     data_dir = sources.builder(config.data.name, config.data.dir).data_dir
     return pathlib.Path(data_dir) / "teacher_logits" / f"{name}.array_record"
 
 
 def _trained(
-    config: ConfigDict, dataset: sources.Dataset, path: str, field: str, module: nn.Module | None
+    config: ConfigDict, dataset: Dataset, path: str, field: str, module: nn.Module | None
 ) -> Trained:
     """The student of a finished run; its own configuration says what it is if `module` does not."""
-    folder = _folder(config, path, field.partition("=")[0], field)
+    folder = _folder(config, dataset, path, field.partition("=")[0], field)
     if module is None:
         there = folder.config()["student"]
-        module = models.build(there["name"], dataset.num_classes, **there[there["name"]])
+        options = there.get(there["name"], {})
+        module = models.build(
+            there["name"], dataset.num_classes, precision=config.precision, **options
+        )
     variables = checkpoint.load_network(folder.checkpoints, config.teacher.which)
     _check_fits(module, variables, dataset, field)
     return Trained(module, variables)
 
 
-def _folder(config: ConfigDict, path: str, role: str, field: str) -> workdir.Workdir:
-    folder = workdir.trained(path, role)
+def _folder(
+    config: ConfigDict, dataset: Dataset, path: str, role: str, field: str
+) -> workdir.Workdir:
+    folder = workdir.trained(path, role, how_to_get(config, path))
+    there = folder.config()
+    if "converted" in there:
+        _check_normalisation(there["converted"], dataset, field)
+        return folder
     # Another split would have taught the teacher what this run holds out.
-    for name in ("name", "validation_fraction", "split_seed"):
-        there, here = folder.config()["data"][name], config.data[name]
-        if there != here:
+    for name in ("name", "validation_fraction", "split_seed", "mean", "std"):
+        found, here = there["data"].get(name, []), config.data[name]
+        here = list(here) if isinstance(here, tuple) else here
+        if found != here:
+            why = "the held-out examples are the same"
+            if name in ("mean", "std"):
+                why = "both see the same input"
             raise CheckpointError(
-                f"{field}: that network was trained with data.{name}={there!r}, this run has "
-                f"{here!r}; they must agree, so that the held-out examples are the same"
+                f"{field}: that network was trained with data.{name}={found!r}, this run has "
+                f"{here!r}; they must agree, so that {why}"
             )
     return folder
 
 
-def _check_fits(module: nn.Module, variables: PyTree, dataset: sources.Dataset, field: str) -> None:
-    example = dataset.train.images[:1].astype(np.float32)
+def _check_normalisation(converted: dict[str, Any], dataset: Dataset, field: str) -> None:
+    for name, here in (("mean", dataset.mean), ("std", dataset.std)):
+        if not np.allclose(converted[name], here, atol=5e-4):
+            raise CheckpointError(
+                f"{field}: that checkpoint was converted for inputs normalised by {name} "
+                f"{tuple(converted[name])}, this run has {tuple(here)}; set data.{name}, or "
+                f"convert again with --{name}"
+            )
+
+
+def how_to_get(config: ConfigDict, path: str) -> str:
+    """How a user comes by the network that a configuration names as its teacher.
+
+    Examples:
+        >>> print(how_to_get(configs.default(), "runs/teacher"))
+        train one with
+          python -m experiments.main --config=configs/digits/teacher.py --workdir=runs/teacher
+    """
+    name, data = config.teacher.name, config.data.name
+    main = "python -m experiments.main --config=configs"
+    train = f"train one with\n  {main}/teachers/{data}.py:{name} --workdir={path}"
+    if data == "digits":
+        return f"train one with\n  {main}/digits/teacher.py --workdir={path}"
+    download = f" ({convert.DOWNLOADS[name]})" if name in convert.DOWNLOADS else ""
+    made = (
+        f"convert a PyTorch checkpoint{download} with\n"
+        f"  python -m experiments.convert --name={name} --checkpoint=FILE --workdir={path}"
+    )
+    if data in sources.TOO_LARGE:
+        return made
+    return f"{train}\nor {made}"
+
+
+def save_converted(
+    folder: pathlib.Path,
+    name: str,
+    variables: PyTree,
+    *,
+    source: pathlib.Path,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> None:
+    """Makes a folder that `teacher.workdir` can name of a network trained elsewhere.
+
+    Args:
+        folder: to be made.
+        name: of the network, a key of `models.MODELS`.
+        variables: from `convert.from_torch`.
+        source: the file that they came from; its name and SHA-256 are kept.
+        mean: of its input normalisation, by channel.
+        std: likewise.
+
+    Raises:
+        ConfigError: the folder holds a run already.
+    """
+    target = workdir.Workdir(folder)
+    if (folder / "config.json").exists():
+        raise ConfigError(f"--workdir={folder}: holds a run already; name another folder")
+    checkpoint.save_network(target.checkpoints, variables)
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    converted = {"file": source.name, "sha256": digest, "mean": list(mean), "std": list(std)}
+    described = {"student": {"name": name}, "converted": converted}
+    writers.write_atomically(folder / "config.json", json.dumps(described, indent=2) + "\n")
+    target.write_result({"converted": converted})  # last: a folder with a result is whole
+
+
+def _check_fits(module: nn.Module, variables: PyTree, dataset: Dataset, field: str) -> None:
+    example = dataset.example.astype(np.float32)
     try:
         expected = jax.eval_shape(module.init, jax.random.key(0), example)
     except ValueError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import platform
 import time
 from typing import Any
 
@@ -12,19 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from tgeo_jax import __version__, checkpoint, distill, evaluate, parallel, samples, teachers
+from tgeo_jax import checkpoint, distill, evaluate, feeds, outcome, parallel, samples, teachers
 from tgeo_jax import config as configs
 from tgeo_jax import workdir as workdirs
 from tgeo_jax.assemble import Run, assemble
+from tgeo_jax.data import streaming
 from tgeo_jax.dispatch import Dispatcher, Outcome, Resident
 from tgeo_jax.errors import CheckpointError, TrainingError
 from tgeo_jax.metrics import Mean, summarise
 from tgeo_jax.randomness import of_generation
-from tgeo_jax.state import Batch, Best, TrainState
+from tgeo_jax.state import Best, TrainState
 from tgeo_jax.workdir import Workdir
 from tgeo_jax.writers import Writers, read_records
 
 PyTree = Any
+_LARGE_IMAGE = 16 * 16  # pixels
 
 
 def run(config: ConfigDict, workdir: str | pathlib.Path, *, progress: bool = True) -> dict:
@@ -66,23 +67,31 @@ class _Trainer:
         config, mesh, dataset = run.config, run.mesh, run.dataset
         self.seeds = tuple(range(config.seed, config.seed + config.seeds))
         self.total_steps = run.method.total_steps
-        self.data = self._place(dataset)
-        self.test = _batch(dataset.test, parallel.replicated(mesh))
+        replicated = parallel.replicated(mesh)
+        self.test = feeds.placed(dataset.test, replicated)
+        self.train_split, self.validation, self.feed = self._place(dataset)
         clean_view, size = run.method.clean_view, config.data.eval_batch_size
         self.student = evaluate.Evaluator(
             evaluate.predictor(run.method.student, clean_view), size, seeds=True
         )
-        self.teacher_evaluator = None
+        self.teacher_evaluator, self.said_of_test = None, None
         if run.teacher is not None:
+            trains_along = run.method.role.peer is not None
             self.teacher_evaluator = evaluate.Evaluator(
-                run.teacher.predict(clean_view), size, seeds=run.method.role.peer is not None
+                run.teacher.predict(clean_view), size, seeds=trains_along
             )
+            if not trains_along:
+                self.said_of_test = self.teacher_evaluator.logits(run.teacher.variables, self.test)
         context = teachers.context(
-            run.method, run.teacher, self.data.train, dataset.num_classes, size
+            run.method, run.teacher, self.train_split, dataset.num_classes, size
         )
-        self.teacher = jax.device_put(context, parallel.replicated(mesh))
+        self.teacher = jax.device_put(context, replicated)
         self.dispatcher = Dispatcher(
-            run.method, mesh, config.data.batch_size, config.meta.batch_size
+            run.method,
+            mesh,
+            config.data.batch_size,
+            config.meta.batch_size,
+            streamed=self.feed.streamed,
         )
         self.checkpoints = checkpoint.Checkpoints(folder.checkpoints)
         self.state, self.best = self._start()
@@ -98,25 +107,29 @@ class _Trainer:
         )
         self.started = time.perf_counter()
 
-    def _place(self, dataset: Any) -> Resident:
-        """The splits on the devices, with stored teacher logits where the role is `cached`."""
-        sharding = parallel.replicated(self.run.mesh)
-        parts = [_batch(split, sharding) for split in (dataset.train, dataset.validation)]
-        if self.run.method.role.cached is not None:
-            assert self.run.teacher is not None
-            found = teachers.with_logits(
-                self.run.config, self.run.method, self.run.teacher, dataset
-            )
+    def _place(self, dataset: Any) -> tuple[Any, Any, feeds.InMemory | feeds.Streamed]:
+        """Training and validation split, on the devices unless streamed, and what feeds the steps.
+
+        Where the role is `cached`, stored teacher logits lie beside the images.
+        """
+        run, sharding = self.run, parallel.replicated(self.run.mesh)
+        splits = (dataset.train, dataset.validation)
+        if isinstance(dataset, streaming.StreamedDataset):
+            seed = of_generation(self.seeds[0], run.config.generation)
+            feed = feeds.Streamed(run.config, run.method, dataset, run.mesh, seed)
+            return *splits, feed
+        parts = [feeds.placed(split, sharding) for split in splits]
+        if run.method.role.cached is not None:
+            assert run.teacher is not None
+            found = teachers.with_logits(run.config, run.method, run.teacher, dataset)
             parts = [
                 part._replace(
                     ids_B=jax.device_put(split.ids, sharding),
                     teacher_logits_BxVxK=jax.device_put(logits, sharding),
                 )
-                for part, split, logits in zip(
-                    parts, (dataset.train, dataset.validation), found, strict=True
-                )
+                for part, split, logits in zip(parts, splits, found, strict=True)
             ]
-        return Resident(*parts)
+        return *parts, feeds.InMemory(Resident(*parts))
 
     def train(self) -> dict:
         """Trains to the end and writes the result."""
@@ -125,11 +138,12 @@ class _Trainer:
         while (step := int(self.state.step)) < self.total_steps:
             boundary = min((step // interval + 1) * interval, self.total_steps)
             sums, seconds = self._advance(step, boundary)
-            self.writers.write(self._evaluate(boundary, sums, (boundary - step) / seconds))
+            self.writers.write(self._evaluate(step, boundary, sums, seconds))
             if boundary == self.total_steps or boundary // interval % train.checkpoint_every == 0:
                 self.checkpoints.save(boundary, self.state, self.best)
         # Weights that live for one batch say nothing of a sample outside of it.
-        if self.teacher_evaluator is not None and self.run.method.ratio.per_batch is None:
+        per_batch = self.run.method.ratio.per_batch is not None
+        if self.teacher_evaluator is not None and not per_batch and not self.feed.streamed:
             self._save_samples(self.teacher_evaluator)
         self.checkpoints.close()  # the result must not say more than the disk holds
         result = self._result()
@@ -138,12 +152,13 @@ class _Trainer:
 
     def close(self) -> None:
         """Waits for writes under way and closes files."""
+        self.feed.close()
         self.checkpoints.close()
         self.writers.close()
 
     def _start(self) -> tuple[TrainState, Best]:
         """The state to go on from: the newest checkpoint, or the beginning."""
-        method, images = self.run.method, self.data.train.images_BxHxWxC[:1]
+        method, images = self.run.method, jnp.asarray(self.run.dataset.example)
         trained = None if self.run.teacher is None else self.run.teacher.variables
         init = jax.vmap(
             lambda seed, trained, anchor: distill.init_state(
@@ -179,11 +194,10 @@ class _Trainer:
         total: dict[str, Mean] | None = None
         pending: list[Outcome] = []
         in_flight = _dispatches_in_flight(self.run.mesh)
-        for num_steps in _chunks(boundary - step, self.run.config.train.steps_per_dispatch):
-            self.state, outcome = self.dispatcher.run(
-                self.state, self.teacher, self.data, num_steps
-            )
-            pending.append(outcome)
+        for num_steps in _chunks(boundary - step, _steps_per_dispatch(self.run)):
+            data = self.feed.chunk(step, num_steps)
+            self.state, found = self.dispatcher.run(self.state, self.teacher, data, num_steps)
+            pending.append(found)
             step += num_steps
             while len(pending) > (in_flight if step < boundary else 0):
                 sums = self._collect(pending.pop(0))
@@ -192,12 +206,12 @@ class _Trainer:
         assert total is not None
         return total, time.perf_counter() - started
 
-    def _collect(self, outcome: Outcome) -> dict[str, Mean]:
+    def _collect(self, found: Outcome) -> dict[str, Mean]:
         """Waits for a dispatch; stops the run, after saving, if something was not finite."""
-        outcome = jax.device_get(outcome)
+        found = jax.device_get(found)
         bad = [
             f"{term} (seed {self.seeds[index]})"
-            for term, flags in outcome.failed.items()
+            for term, flags in found.failed.items()
             for index in np.flatnonzero(flags)
         ]
         if bad:
@@ -210,15 +224,15 @@ class _Trainer:
                 f"{self.folder.checkpoints}. Usual cures: a lower optimizer.learning_rate, "
                 "optimizer.clip_norm=1, warm-up by optimizer.warmup_epochs"
             )
-        return jax.tree.map(lambda values: np.asarray(values, np.float64), outcome.sums)
+        return jax.tree.map(lambda values: np.asarray(values, np.float64), found.sums)
 
     def _evaluate(
-        self, step: int, sums: dict[str, Mean], steps_per_second: float
+        self, first_step: int, step: int, sums: dict[str, Mean], seconds: float
     ) -> list[dict[str, Any]]:
         """Evaluates all seeds, updates the best ones, and returns the records to log."""
         variables = _variables(self.state)
-        validation = self.student.metrics(variables, self.data.validation)
-        test = self.student.metrics(variables, self.test)
+        validation = self.student.metrics(variables, self.validation)
+        test = self.student.metrics(variables, self.test, self.said_of_test)
         accuracy = validation["accuracy"].total / validation["accuracy"].count
         self.best = _update_best(self.best, self.state, accuracy)
         splits = {"train": sums, "validation": validation, "test": test}
@@ -231,7 +245,9 @@ class _Trainer:
             f"/{found['validation']['accuracy'].count[0]:.0f}"
         )  # fmt: skip
         shared = {
-            "time/samples_per_second": steps_per_second
+            "time/train_seconds": seconds,
+            "time/samples_per_second": (step - first_step)
+            / seconds
             * self.run.config.data.batch_size
             * len(self.seeds),
             "time/seconds": self.seconds_before + time.perf_counter() - self.started,
@@ -247,7 +263,7 @@ class _Trainer:
         return records
 
     def _save_samples(self, teacher: evaluate.Evaluator) -> None:
-        train = self.data.train
+        train = self.train_split
         student_logits = self.student.logits(_variables(self.state), train)
         method, run = self.run.method, self.run
         variables = _teacher_variables(self.state, run.teacher)
@@ -270,52 +286,21 @@ class _Trainer:
                 f"which {self.folder.checkpoints} has; restore the file, or remove the newest "
                 "checkpoint and run the command again"
             )
-        per_seed = [_summary_of_seed(seed, records) for seed in self.seeds]
-        teacher = None
-        if self.teacher_evaluator is not None:
-            splits = {"train": self.data.train, "test": self.test}
-            variables = _teacher_variables(self.state, self.run.teacher)
-            found = {
-                name: self.teacher_evaluator.metrics(variables, split)["accuracy"]
-                for name, split in splits.items()
-            }
-            # Of one that trained along, the mean over the seeds.
-            teacher = {f"{k}_accuracy": float(np.mean(v.total / v.count)) for k, v in found.items()}
-        devices = jax.devices()
-        return {
-            "steps": self.total_steps,
-            "epochs": self.run.config.train.epochs,
-            "test_accuracy": {
-                which: _mean_and_std([seed[which]["test/accuracy"] for seed in per_seed])
-                for which in ("last", "best_by_validation")
-            },
-            "per_seed": per_seed,
-            "teacher": teacher,
-            "seconds": records[-1]["time/seconds"],
-            "device": f"{len(devices)} x {devices[0].device_kind}",
-            "versions": {
-                "tgeo_jax": __version__,
-                "jax": jax.__version__,
-                "python": platform.python_version(),
-            },
+        return outcome.result(self.run, records, self.seeds, self._accuracies_of_teacher())
+
+    def _accuracies_of_teacher(self) -> dict[str, float] | None:
+        if self.teacher_evaluator is None:
+            return None
+        splits = {"train": self.train_split, "test": self.test}
+        if isinstance(self.train_split, streaming.Stream):  # a pass over it may take hours
+            del splits["train"]
+        variables = _teacher_variables(self.state, self.run.teacher)
+        found = {
+            name: self.teacher_evaluator.metrics(variables, split)["accuracy"]
+            for name, split in splits.items()
         }
-
-
-def _summary_of_seed(seed: int, records: list[dict[str, Any]]) -> dict[str, Any]:
-    own = [record for record in records if record["seed"] == seed]
-    best = max(own, key=lambda record: record["validation/accuracy"])  # the first of equals
-    kept = ("step", "epoch", "validation/accuracy", "test/accuracy", "test/cross_entropy")
-    return {
-        "seed": seed,
-        "last": {name: own[-1][name] for name in kept},
-        "best_by_validation": {name: best[name] for name in kept},
-    }
-
-
-def _mean_and_std(values: list[float]) -> dict[str, float | None]:
-    """Mean and sample standard deviation over seeds; no deviation of a single one."""
-    std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-    return {"mean": float(np.mean(values)), "std": std}
+        # Of one that trained along, the mean over the seeds.
+        return {f"{k}_accuracy": float(np.mean(v.total / v.count)) for k, v in found.items()}
 
 
 @jax.jit
@@ -348,10 +333,6 @@ def _teacher_variables(state: TrainState, trained: teachers.Trained | None = Non
     return {"params": learner.params, "batch_stats": learner.batch_stats}
 
 
-def _batch(split: Any, sharding: Any) -> Batch:
-    return jax.device_put(Batch(split.images, split.labels), sharding)
-
-
 def _chunks(steps: int, largest: int) -> list[int]:
     """Cuts an interval into dispatches whose lengths differ by one at most: two compilations.
 
@@ -362,6 +343,20 @@ def _chunks(steps: int, largest: int) -> list[int]:
     count = -(-steps // largest)
     size, longer = divmod(steps, count)
     return [size + 1] * longer + [size] * (count - longer)
+
+
+def _steps_per_dispatch(run: Run) -> int:
+    """As configured, but one at a time where a loop would be slow.
+
+    XLA's CPU backend has fast convolutions only for code outside of loops: inside, a resnet20 step
+    took 40 times as long. On tiny images that is less than what separate dispatches cost.
+    """
+    device, (_, height, width, _) = run.mesh.devices.flat[0], run.dataset.example.shape
+    shapes = jax.eval_shape(run.method.student.init, jax.random.key(0), run.dataset.example)
+    convolves = any(leaf.ndim == 4 for leaf in jax.tree.leaves(shapes["params"]))
+    if device.platform == "cpu" and convolves and height * width >= _LARGE_IMAGE:
+        return 1
+    return run.config.train.steps_per_dispatch
 
 
 def _dispatches_in_flight(mesh: jax.sharding.Mesh) -> int:

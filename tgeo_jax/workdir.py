@@ -111,30 +111,28 @@ def only_one(folder: Workdir) -> Iterator[None]:
         yield
 
 
-def trained(path: str, role: str) -> Workdir:
+def trained(path: str, role: str, how_to_get: str = "train it first") -> Workdir:
     """The folder of a finished run whose student will be used, as a teacher for instance.
 
     Args:
         path: its workdir.
         role: the configuration field that names it, for messages.
+        how_to_get: what to do where there is none, for messages.
 
     Raises:
         CheckpointError: no run there, or one that has not finished, with the way to get one.
 
     Examples:
-        >>> trained("/nowhere", "teacher.workdir")
+        >>> trained("/nowhere", "teacher.workdir", "train one")
         Traceback (most recent call last):
         ...
-        tgeo_jax.errors.CheckpointError: teacher.workdir='/nowhere': no run there; train one with
-          python -m experiments.main --config=configs/digits/teacher.py --workdir=/nowhere
+        tgeo_jax.errors.CheckpointError: teacher.workdir='/nowhere': no run there; train one
         or name the workdir of a run that exists
     """
     folder = Workdir(pathlib.Path(path))
     if not (folder.path / "config.json").exists():
         raise CheckpointError(
-            f"{role}={path!r}: no run there; train one with\n"
-            f"  python -m experiments.main --config=configs/digits/teacher.py --workdir={path}\n"
-            "or name the workdir of a run that exists"
+            f"{role}={path!r}: no run there; {how_to_get}\nor name the workdir of a run that exists"
         )
     if folder.result() is None:
         raise CheckpointError(

@@ -6,36 +6,16 @@ the training split, of its clean image and of each augmented view, [1 + V, K].
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from tgeo_jax.errors import DataError
-
-PyTree = Any
-
-
-def fingerprint(tree: PyTree) -> str:
-    """SHA-256 of a pytree's paths, dtypes, shapes and bytes: one teacher, or one dataset.
-
-    Examples:
-        >>> a, b = fingerprint({"w": np.zeros(2)}), fingerprint({"w": np.ones(2)})
-        >>> len(a), a == b
-        (64, False)
-    """
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
 
 
 def load_or_compute(

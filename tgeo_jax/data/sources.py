@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import pathlib
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from tgeo_jax.data import splits
+from tgeo_jax.data import cifar, fingerprints, splits
 from tgeo_jax.errors import ConfigError, DataError, nearest
 
 
@@ -59,14 +60,42 @@ class Dataset:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def example(self) -> np.ndarray:
+        """An image, [1, H, W, C], for its shape and dtype."""
+        return self.train.images[:1]
 
-def _digits() -> type[tfds.core.DatasetBuilder]:
+    def digest(self) -> str:
+        """SHA-256 of all pixels and labels, of what is held out, and of the order of examples."""
+        parts = (self.train, self.validation, self.test)
+        return fingerprints.of([(part.images, part.labels, part.ids) for part in parts])
+
+
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+# What published checkpoints were trained with; not exactly the statistics of the sets.
+CIFAR10_NORMALISATION: Normalisation = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+CIFAR100_NORMALISATION: Normalisation = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
+IMAGENET_NORMALISATION: Normalisation = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def _digits(data_dir: str) -> tfds.core.DatasetBuilder:
     from tgeo_jax.data.digits import Digits  # importing a builder registers it with TFDS
 
-    return Digits
+    return Digits(data_dir=data_dir or None, file_format="array_record")
 
 
-BUILDERS: dict[str, Callable[[], type[tfds.core.DatasetBuilder]]] = {"digits": _digits}
+def _imagenet(data_dir: str) -> tfds.core.DatasetBuilder:
+    return tfds.builder("imagenet2012", data_dir=data_dir or None, file_format="array_record")
+
+
+Builder = Callable[[str], tfds.core.DatasetBuilder]  # from TFDS's folder
+BUILDERS: dict[str, Builder] = {
+    "digits": _digits,
+    **{name: functools.partial(cifar.builder, name) for name in cifar.NAMES},
+    "imagenet2012": _imagenet,
+}
+TOO_LARGE = ("imagenet2012",)  # for memory: these are streamed
+_ARCHIVES = {"cifar10": "cifar-10-binary.tar.gz", "cifar100": "cifar-100-binary.tar.gz"}
 
 
 def builder(name: str, data_dir: str = "") -> tfds.core.DatasetBuilder:
@@ -88,7 +117,7 @@ def builder(name: str, data_dir: str = "") -> tfds.core.DatasetBuilder:
     """
     if name not in BUILDERS:
         raise ConfigError(f"data.name={name!r}: unknown dataset{nearest(name, BUILDERS)}")
-    return BUILDERS[name]()(data_dir=data_dir or None, file_format="array_record")
+    return BUILDERS[name](data_dir)
 
 
 def is_prepared(dataset: tfds.core.DatasetBuilder) -> bool:
@@ -101,17 +130,39 @@ def is_prepared(dataset: tfds.core.DatasetBuilder) -> bool:
     return (pathlib.Path(dataset.data_dir) / "dataset_info.json").exists()
 
 
-def prepare(name: str, data_dir: str = "") -> pathlib.Path:
+def prepare(name: str, data_dir: str = "", source: str = "") -> pathlib.Path:
     """Writes a dataset's files unless they are there already.
 
     Args:
         name: a key of `BUILDERS`.
         data_dir: TFDS folder; empty for TFDS's own default.
+        source: of CIFAR, its official binary archive or the folder of its files.
 
     Returns:
         The folder that holds the files.
+
+    Raises:
+        ConfigError: an unknown dataset, or a source for one that needs none.
+        DataError: a source that is missing or damaged, or a dataset that TFDS itself must prepare.
+
+    Examples:
+        >>> prepare("imagenet2012", "/nowhere")  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        tgeo_jax.errors.DataError: imagenet2012: not prepared in /nowhere/imagenet2012/5.1.0; ...
     """
     dataset = builder(name, data_dir)
+    if name in cifar.NAMES:
+        return cifar.prepare(name, source, data_dir)
+    if source:
+        raise ConfigError(f"--source={source}: {name} needs no files; leave --source out")
+    if name == "imagenet2012" and not is_prepared(dataset):
+        raise DataError(
+            f"{name}: not prepared in {dataset.data_dir}; TFDS prepares it from the files of "
+            "image-net.org, once and on any machine that has TensorFlow:\n"
+            "  tfds build imagenet2012 --file_format=array_record --manual_dir=FOLDER\n"
+            "where FOLDER holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar; training "
+            "needs no TensorFlow"
+        )
     if not is_prepared(dataset):
         dataset.download_and_prepare()
     return pathlib.Path(dataset.data_dir)
@@ -124,6 +175,10 @@ def load(
     validation_fraction: float = 0.1,
     split_seed: int = 0,
     label_noise: float = 0.0,
+    fraction: float = 1.0,
+    imbalance: float = 1.0,
+    mean: tuple[float, ...] = (),
+    std: tuple[float, ...] = (),
 ) -> Dataset:
     """Reads a prepared dataset and holds a stratified validation split out of its training split.
 
@@ -131,41 +186,85 @@ def load(
         name: a key of `BUILDERS`.
         data_dir: TFDS folder; empty for TFDS's own default.
         validation_fraction: share of the training examples held out, in (0, 1).
-        split_seed: which examples are held out and which labels are corrupted.
+        split_seed: which examples are held out or dropped and which labels are corrupted.
         label_noise: share of training labels replaced by another class; validation and test
             labels stay as they are.
+        fraction: share of the remaining training examples that is kept, stratified, in (0, 1].
+        imbalance: how many times as many examples the first class keeps as the last, >= 1; what is
+            held out stays balanced (see `splits.long_tailed`).
+        mean: for normalisation, by channel; empty for that of the training pixels.
+        std: likewise.
 
     Returns:
         The dataset, in memory.
 
     Raises:
-        ConfigError: an unknown dataset.
+        ConfigError: an unknown dataset, or a normalisation for other channels than it has.
         DataError: not prepared (with the command that prepares it), or a class without examples
             in one of the splits.
     """
     dataset = builder(name, data_dir)
-    if not is_prepared(dataset):
-        option = f" --data_dir={data_dir}" if data_dir else ""
-        raise DataError(
-            f"data.name={name!r}: not prepared in {dataset.data_dir}; run\n"
-            f"  python -m experiments.prepare --dataset={name}{option}"
-        )
+    check_prepared(dataset, name, data_dir)
     whole, test = (_read(dataset, split) for split in ("train", "test"))
     class_names = tuple(dataset.info.features["label"].names)
-    train_indices, validation_indices = splits.stratified(
-        whole.labels, validation_fraction, split_seed, len(class_names)
-    )
-    train = whole.take(train_indices)
-    labels = splits.corrupt_labels(train.labels, label_noise, split_seed, len(class_names))
-    pixels = train.images.reshape(-1, train.images.shape[-1]) / np.float64(255)
+    classes = len(class_names)
+    kept, held_out = splits.stratified(whole.labels, validation_fraction, split_seed, classes)
+    if imbalance > 1:
+        splits.check_balanced(whole.labels[held_out], validation_fraction, classes)
+    if fraction < 1:
+        kept = kept[splits.subset(whole.labels[kept], fraction, split_seed, classes)]
+    if imbalance > 1:
+        kept = kept[splits.long_tailed(whole.labels[kept], imbalance, split_seed, classes)]
+    train = whole.take(kept)
+    labels = splits.corrupt_labels(train.labels, label_noise, split_seed, classes)
+    found_mean, found_std = _normalisation(train.images, tuple(mean), tuple(std))
     return Dataset(
         train=dataclasses.replace(train, labels=labels),
-        validation=whole.take(validation_indices),
+        validation=whole.take(held_out),
         test=test,
         class_names=class_names,
-        mean=tuple(pixels.mean(0).tolist()),
-        std=tuple(pixels.std(0).tolist()),
+        mean=found_mean,
+        std=found_std,
     )
+
+
+def check_prepared(dataset: tfds.core.DatasetBuilder, name: str, data_dir: str) -> None:
+    """Checks that a dataset is ready to be read.
+
+    Raises:
+        DataError: it is not, with the command that prepares it.
+
+    Examples:
+        >>> check_prepared(builder("digits", "/nowhere"), "digits", "/nowhere")
+        Traceback (most recent call last):
+        ...
+        tgeo_jax.errors.DataError: data.name='digits': not prepared in /nowhere/digits/1.0.0; run
+          python -m experiments.prepare --dataset=digits --data_dir=/nowhere
+    """
+    if is_prepared(dataset):
+        return
+    option = f" --data_dir={data_dir}" if data_dir else ""
+    source = f" --source={_ARCHIVES[name]}" if name in _ARCHIVES else ""
+    raise DataError(
+        f"data.name={name!r}: not prepared in {dataset.data_dir}; run\n"
+        f"  python -m experiments.prepare --dataset={name}{source}{option}"
+    )
+
+
+def _normalisation(
+    images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
+) -> Normalisation:
+    channels = images.shape[-1]
+    for field, given in (("mean", mean), ("std", std)):
+        if given and len(given) != channels:
+            raise ConfigError(
+                f"data.{field}={given}: must hold one number for each of the {channels} channels, "
+                "or none for that of the training pixels"
+            )
+    if mean and std:
+        return mean, std
+    pixels = images.reshape(-1, channels) / np.float64(255)
+    return mean or tuple(pixels.mean(0).tolist()), std or tuple(pixels.std(0).tolist())
 
 
 def _read(dataset: tfds.core.DatasetBuilder, split: str) -> Split:

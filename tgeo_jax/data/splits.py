@@ -1,4 +1,4 @@
-"""Held-out splits and label noise, fixed by a seed."""
+"""Held-out splits, subsets and label noise, fixed by a seed."""
 
 from __future__ import annotations
 
@@ -71,3 +71,96 @@ def corrupt_labels(labels: np.ndarray, noise: float, seed: int, num_classes: int
     shifted = labels.copy()
     shifted[chosen] += random.randint(1, num_classes, size=len(chosen)).astype(labels.dtype)
     return shifted % num_classes
+
+
+def subset(labels: np.ndarray, fraction: float, seed: int, num_classes: int) -> np.ndarray:
+    """Indices of a share of the examples, with the same share of every class up to rounding.
+
+    Args:
+        labels: [N].
+        fraction: share kept, in (0, 1].
+        seed: fixes which.
+        num_classes: K; every class keeps an example.
+
+    Returns:
+        `round(fraction * N)` sorted indices; those of a larger fraction of the same seed hold
+        them, but for one example of a class at most.
+
+    Raises:
+        DataError: a class that would lose all its examples.
+
+    Examples:
+        >>> labels = np.repeat([0, 1], 10)
+        >>> np.bincount(labels[subset(labels, 0.3, seed=0, num_classes=2)]).tolist()
+        [3, 3]
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    # Rounded sums, not sums of what is rounded: as many examples as the fraction says.
+    sizes = np.diff(np.rint(fraction * np.cumsum([0, *counts])).astype(int))
+    if sizes.min() < 1:
+        raise DataError(
+            f"data.fraction={fraction}: class {sizes.argmin()} would have no training example; "
+            "every class needs one, so keep more"
+        )
+    return _first_of_every_class(labels, sizes.tolist(), seed)
+
+
+def long_tailed(labels: np.ndarray, factor: float, seed: int, num_classes: int) -> np.ndarray:
+    """Indices of a long-tailed subset: class k keeps `n * factor^(-k / (K - 1))` examples.
+
+    n is the size of the smallest class, so that every class has as many as it should keep.
+
+    Args:
+        labels: [N].
+        factor: imbalance factor, the first class's examples over the last's, >= 1.
+        seed: fixes which.
+        num_classes: K >= 2.
+
+    Returns:
+        Sorted indices; those of a smaller factor of the same seed hold them.
+
+    Raises:
+        DataError: the last class would keep none.
+
+    References:
+        Class-balanced loss (Cui et al. 2019, arXiv 1901.05555), section 5.1.
+
+    Examples:
+        >>> labels = np.repeat([0, 1, 2], 100)
+        >>> np.bincount(labels[long_tailed(labels, 100, seed=0, num_classes=3)]).tolist()
+        [100, 10, 1]
+    """
+    largest = int(np.bincount(labels, minlength=num_classes).min())
+    # Rounded down, as published; 1e-9 for what would be whole but for the last bit.
+    sizes = [int(largest * factor ** (-k / (num_classes - 1)) + 1e-9) for k in range(num_classes)]
+    if sizes[-1] < 1:
+        raise DataError(
+            f"data.imbalance={factor:g}: of {largest} examples the last class would keep none; use "
+            f"{largest} or less"
+        )
+    return _first_of_every_class(labels, sizes, seed)
+
+
+def _first_of_every_class(labels: np.ndarray, sizes: list[int], seed: int) -> np.ndarray:
+    """That many examples of each class, in an order that the seed fixes."""
+    random = np.random.RandomState(seed)  # its stream is frozen, unlike default_rng's
+    kept = [random.permutation(np.flatnonzero(labels == k))[:n] for k, n in enumerate(sizes)]
+    return np.sort(np.concatenate(kept))
+
+
+def check_balanced(labels: np.ndarray, fraction: float, num_classes: int) -> None:
+    """Checks that a held-out split holds every class equally often, up to rounding.
+
+    Raises:
+        DataError: it does not.
+
+    Examples:
+        >>> check_balanced(np.array([0, 0, 1, 1]), 0.1, 2)
+    """
+    counts = np.bincount(labels, minlength=num_classes)
+    if counts.max() - counts.min() > 1:
+        raise DataError(
+            f"data.validation_fraction={fraction}: the held-out split has {counts.min()} to "
+            f"{counts.max()} examples of a class, and with data.imbalance it must be balanced; the "
+            "dataset itself is not"
+        )
