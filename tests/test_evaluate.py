@@ -10,7 +10,7 @@ import scipy.special
 from sklearn.metrics import accuracy_score, log_loss
 
 from tests import methods
-from tgeo_jax import evaluate, models, roles, teachers
+from tgeo_jax import evaluate, metrics, models, roles, teachers
 from tgeo_jax.state import Batch
 
 SPLIT = methods.examples(23)
@@ -72,7 +72,7 @@ def test_several_teachers_are_evaluated_as_the_mean_of_their_predictions(network
 
     probs = np.mean([scipy.special.softmax(logits, axis=1) for logits in each], axis=0)
     found = evaluate.Evaluator(several.predict(view), 8, seeds=False).metrics(together, SPLIT)
-    accuracy, loss = (found[name].total / found[name].count for name in sorted(found))
+    accuracy, loss = (found[n].total / found[n].count for n in ("accuracy", "cross_entropy"))
     labels = np.asarray(SPLIT.labels_B)
     assert accuracy == pytest.approx(accuracy_score(labels, probs.argmax(1)))
     assert loss == pytest.approx(log_loss(labels, probs), rel=1e-5)
@@ -84,3 +84,115 @@ def test_a_single_network_needs_no_seed_axis(network):
     logits = evaluate.Evaluator(_predict(module), 10, seeds=False).logits(own, SPLIT)
     expected = evaluate.Evaluator(_predict(module), 10, seeds=True).logits(variables, SPLIT)[0]
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-6)
+
+
+# Two linear students of seven classes, so that there is a top five, and what a teacher says.
+
+RANDOM = np.random.RandomState(0)
+LABELS = RANDOM.randint(0, 7, 23).astype(np.int32)
+IMAGES = np.asarray(SPLIT.images_BxHxWxC)
+WEIGHTS = RANDOM.randn(2, 25, 7).astype(np.float32)
+TEACHER = RANDOM.randn(23, 7).astype(np.float32)
+NAMES = {
+    "accuracy", "top5_accuracy", "cross_entropy", "ece", "teacher_agreement", "teacher_kl"
+}  # fmt: skip
+
+
+def linear(weights, images):
+    return images.reshape(len(images), -1).astype(jnp.float32) / 255 @ weights
+
+
+@pytest.fixture(scope="module")
+def at_once() -> list[dict[str, float]]:
+    """What is found of each student in one call, without padding."""
+    every = jnp.ones(len(LABELS), bool)
+    return [
+        metrics.summarise(
+            jax.device_get(metrics.of_logits(linear(own, IMAGES), LABELS, every, TEACHER))
+        )
+        for own in WEIGHTS
+    ]
+
+
+def by_seed(sums) -> list[dict[str, float]]:
+    sums = jax.device_get(sums)
+    return [
+        metrics.summarise(jax.tree.map(lambda leaf, s=seed: leaf[s], sums))
+        for seed in range(len(WEIGHTS))
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 22, 23, 100])
+def test_every_metric_is_that_of_the_whole_split(at_once, batch_size):
+    evaluator = evaluate.Evaluator(linear, batch_size, seeds=True)
+    found = by_seed(evaluator.metrics(WEIGHTS, Batch(IMAGES, LABELS), TEACHER))
+    assert found[0].keys() == NAMES
+    for own, expected in zip(found, at_once, strict=True):
+        assert own == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_a_teacher_the_other_metrics_are_the_same(at_once):
+    evaluator = evaluate.Evaluator(linear, 8, seeds=True)
+    for own, expected in zip(
+        by_seed(evaluator.metrics(WEIGHTS, Batch(IMAGES, LABELS))), at_once, strict=True
+    ):
+        assert own == pytest.approx(
+            {name: value for name, value in expected.items() if "teacher" not in name}, rel=1e-5
+        )
+
+
+def test_one_evaluator_measures_with_and_without_a_teacher(at_once):
+    """As in a run, whose validation split the teacher does not see."""
+    evaluator = evaluate.Evaluator(linear, 8, seeds=False)
+    split = Batch(IMAGES, LABELS)
+    found = [evaluator.metrics(WEIGHTS[0], split, told) for told in (None, TEACHER, None)]
+    names = [metrics.summarise(jax.device_get(sums)).keys() for sums in found]
+    assert names[0] == names[2] == NAMES - {"teacher_agreement", "teacher_kl"}
+    assert metrics.summarise(jax.device_get(found[1])) == pytest.approx(at_once[0], rel=1e-5)
+
+
+class Stream:
+    """The split read as it is needed; some examples cannot be read and come as blanks."""
+
+    def __init__(self, unreadable: list[int]):
+        self.unreadable = unreadable
+
+    def __len__(self) -> int:
+        return len(LABELS)
+
+    def sweep(self, batch_size):
+        rows = -(-len(LABELS) // batch_size) * batch_size
+        images, labels = np.zeros((rows, *IMAGES.shape[1:]), np.uint8), np.zeros(rows, np.int32)
+        real = np.isin(np.arange(rows), np.setdiff1d(np.arange(len(LABELS)), self.unreadable))
+        images[real], labels[real] = IMAGES[real[:23]], LABELS[real[:23]]
+        for start in range(0, rows, batch_size):
+            part = slice(start, start + batch_size)
+            yield images[part], labels[part], real[part]
+
+
+@pytest.mark.parametrize("batch_size", [8, 23])
+def test_a_stream_measures_what_can_be_read_against_its_own_teacher_logits(batch_size):
+    evaluator = evaluate.Evaluator(linear, batch_size, seeds=True)
+    kept = np.setdiff1d(np.arange(23), [0, 9, 22])
+    found = by_seed(evaluator.metrics(WEIGHTS, Stream([0, 9, 22]), TEACHER))
+    expected = by_seed(evaluator.metrics(WEIGHTS, Batch(IMAGES[kept], LABELS[kept]), TEACHER[kept]))
+    for own, other in zip(found, expected, strict=True):
+        assert own == pytest.approx(other, rel=1e-5)
+
+
+def test_logits_of_a_stream_keep_the_places_of_what_cannot_be_read():
+    evaluator = evaluate.Evaluator(linear, 8, seeds=True)
+    logits = evaluator.logits(WEIGHTS, Stream([9]))
+    blank = IMAGES * (np.arange(23) != 9)[:, None, None, None]
+    expected = np.stack([linear(own, blank) for own in WEIGHTS])
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_batches_of_logits_leave_out_padding_and_what_cannot_be_read():
+    evaluator = evaluate.Evaluator(linear, 8, seeds=False)
+    logits, labels = zip(*evaluator.batches_of_logits(WEIGHTS[0], Stream([9])), strict=True)
+    kept = np.delete(np.arange(23), 9)
+    assert [len(part) for part in labels] == [8, 7, 7]
+    np.testing.assert_array_equal(np.concatenate(labels), LABELS[kept])
+    expected = linear(WEIGHTS[0], IMAGES[kept])
+    np.testing.assert_allclose(np.concatenate(logits), expected, rtol=1e-4, atol=1e-5)

@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
+import scipy.stats
+from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
 
 from tgeo_jax import fusion, metrics
 
@@ -162,3 +165,158 @@ def test_extreme_quantiles_are_the_ends_of_the_filled_bins(share, expected):
 def test_the_last_quantile_of_uneven_float32_counts_is_the_upper_end():
     # Summed in float32, these shares end below 1.
     assert metrics.histogram_quantile(np.full(50, 0.1, np.float32), 1.0) == pytest.approx(1.0)
+
+
+# Of predictions in evaluation: 300 samples of 10 classes, some of them easy.
+
+RANDOM = np.random.RandomState(0)
+TRUE = RANDOM.randint(0, 10, 300)
+STUDENT, TEACHER = (
+    (4 * RANDOM.rand() * np.eye(10)[TRUE] + 2 * RANDOM.randn(300, 10)).astype(np.float32)
+    for _ in range(2)
+)
+STUDENT_PROBS, TEACHER_PROBS = (
+    scipy.special.softmax(logits.astype(np.float64), axis=1) for logits in (STUDENT, TEACHER)
+)
+of_logits = jax.jit(metrics.of_logits)
+
+
+def evaluated(logits, labels, is_real=None, teacher=None) -> dict[str, float]:
+    is_real = np.ones(len(labels), bool) if is_real is None else np.asarray(is_real)
+    sums = of_logits(np.float32(logits), np.int32(labels), is_real, teacher)
+    return metrics.summarise(jax.device_get(sums))
+
+
+def calibration_error(probs, labels) -> float:
+    """Sum over bins of |accuracy - mean confidence|, weighted by the bin's share of samples."""
+    error = 0.0
+    for m in range(15):
+        own = [
+            (row.max(), row.argmax() == label)
+            for row, label in zip(probs, labels, strict=True)
+            if m / 15 < row.max() <= (m + 1) / 15
+        ]
+        if own:
+            confidence, right = np.mean(own, axis=0)
+            error += len(own) / len(labels) * abs(right - confidence)
+    return error
+
+
+def test_accuracies_and_likelihood_are_those_of_scikit_learn():
+    found = evaluated(STUDENT, TRUE)
+    assert found["accuracy"] == pytest.approx(accuracy_score(TRUE, STUDENT.argmax(1)))
+    assert found["top5_accuracy"] == pytest.approx(top_k_accuracy_score(TRUE, STUDENT, k=5))
+    assert found["cross_entropy"] == pytest.approx(log_loss(TRUE, STUDENT_PROBS), rel=1e-5)
+    assert found["accuracy"] < found["top5_accuracy"] < 1
+
+
+@pytest.mark.parametrize("sharpness", [0.1, 1.0, 5.0])
+def test_the_calibration_error_is_that_of_its_definition(sharpness):
+    probs = scipy.special.softmax(sharpness * STUDENT.astype(np.float64), axis=1)
+    expected = calibration_error(probs, TRUE)
+    assert expected > 0.01
+    assert evaluated(sharpness * STUDENT, TRUE)["ece"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("confidences", "right", "expected"),
+    [
+        # .9 twice is right once, .6 twice is right twice: (2 |.5 - .9| + 2 |1 - .6|) / 4.
+        ([0.9, 0.9, 0.6, 0.6], [1, 0, 1, 1], 0.4),
+        # In one bin, [.6, .667), errors of opposite sign cancel: |1 + 0 - .61 - .65| / 2.
+        ([0.61, 0.65], [1, 0], 0.13),
+        # In two bins they do not: (|1 - .6| + |0 - .9|) / 2.
+        ([0.6, 0.9], [1, 0], 0.65),
+    ],
+)
+def test_calibration_by_hand(confidences, right, expected):
+    found = evaluated(np.log([[p, 1 - p] for p in confidences]), 1 - np.array(right))
+    assert found["ece"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_who_is_certain_is_in_the_last_bin():
+    sums = of_logits(np.float32([[200, 0]] * 3), np.int32([0, 0, 1]), np.ones(3, bool))
+    np.testing.assert_allclose(sums["calibration"].total, [0] * 14 + [1])  # 3 - 2
+    assert metrics.summarise(jax.device_get(sums))["ece"] == pytest.approx(1 / 3)
+
+
+def test_agreement_with_the_teacher_by_hand():
+    student = [[2, 1, 0], [0, 3, 1], [0, 1, 5], [1, 0, 0]]
+    teacher = np.float32([[9, 0, 0], [1, 0, 0], [0, 0, 1], [0, 0, 1]])
+    # Top classes 0, 1, 2, 0 and 0, 0, 2, 2, whoever is right.
+    assert evaluated(student, [1, 1, 1, 1], teacher=teacher)["teacher_agreement"] == 0.5
+
+
+def test_divergence_from_the_teacher_is_that_of_scipy():
+    expected = scipy.stats.entropy(TEACHER_PROBS, STUDENT_PROBS, axis=1).mean()
+    found = evaluated(STUDENT, TRUE, teacher=TEACHER)
+    assert found["teacher_kl"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_student_like_its_teacher_agrees_and_does_not_diverge():
+    found = evaluated(STUDENT, TRUE, teacher=STUDENT + 3)
+    assert found["teacher_agreement"] == 1
+    assert found["teacher_kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_without_a_teacher_nothing_is_said_of_one():
+    names = set(evaluated(STUDENT, TRUE))
+    assert names == {"accuracy", "top5_accuracy", "cross_entropy", "ece"}
+    assert set(evaluated(STUDENT, TRUE, teacher=TEACHER)) - names == {
+        "teacher_agreement",
+        "teacher_kl",
+    }
+
+
+@pytest.mark.parametrize("padding", [0.0, 1e30, np.nan, np.inf])
+def test_padding_never_counts(padding):
+    is_real = RANDOM.rand(300) < 0.7
+    logits, teacher = (np.where(is_real[:, None], x, padding) for x in (STUDENT, TEACHER))
+    found = evaluated(logits, TRUE, is_real, np.float32(teacher))
+    assert found == pytest.approx(
+        evaluated(STUDENT[is_real], TRUE[is_real], teacher=TEACHER[is_real]), rel=1e-5
+    )
+
+
+def test_a_batch_of_padding_alone_measures_nothing():
+    assert evaluated(STUDENT[:3], TRUE[:3], [False] * 3, TEACHER[:3]) == {}
+
+
+def test_sums_over_uneven_batches_are_those_of_the_whole():
+    real = np.ones(300, bool)
+    parts = [
+        of_logits(STUDENT[part], TRUE[part], real[part], TEACHER[part])
+        for part in (slice(0, 1), slice(1, 100), slice(100, 300))
+    ]
+    total = jax.tree.map(lambda *values: sum(values), *parts)
+    assert metrics.summarise(jax.device_get(total)) == pytest.approx(
+        evaluated(STUDENT, TRUE, teacher=TEACHER), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize(("classes", "names"), [(2, set()), (5, set()), (6, {"top5_accuracy"})])
+def test_top_five_needs_more_than_five_classes(classes, names):
+    found = evaluated(STUDENT[:, :classes], TRUE % classes)
+    assert set(found) == {"accuracy", "cross_entropy", "ece"} | names
+
+
+def test_of_equal_logits_the_first_classes_come_first():
+    # Eight classes: the first five are the top five, the first is the top one.
+    found = evaluated(np.zeros((8, 8)), np.arange(8))
+    assert (found["accuracy"], found["top5_accuracy"]) == (1 / 8, 5 / 8)
+    # Class 7 is above; of the others the first four are left.
+    found = evaluated(np.eye(8)[[7] * 8], np.arange(8))
+    assert (found["accuracy"], found["top5_accuracy"]) == (1 / 8, 5 / 8)
+
+
+def test_nan_logits_show_in_likelihood_calibration_and_divergence():
+    broken = STUDENT.copy()
+    broken[17, 3] = np.nan
+    found = evaluated(broken, TRUE, teacher=TEACHER)
+    for name in ("cross_entropy", "ece", "teacher_kl"):
+        assert np.isnan(found[name])
+
+
+def test_nan_logits_are_not_among_the_five_highest():
+    broken = np.full((10, 10), np.nan)
+    assert evaluated(broken, np.arange(10))["top5_accuracy"] == 0

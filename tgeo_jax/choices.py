@@ -163,7 +163,8 @@ def _check_teacher(config: ConfigDict, chosen: roles.Role) -> None:
             f"teacher.workdir='': role.name={config.role.name!r} needs a trained teacher; name the "
             "folder of the run that trained it (or set role.name='alone')"
         )
-    augmented = config.data.crop_padding > 0 or config.data.flip
+    data = config.data
+    augmented = data.crop_padding or data.flip or data.cutout or data.randaugment_layers
     if chosen.cached is not None and chosen.cached.views and not augmented:
         raise ConfigError(
             f"role.cached.views={chosen.cached.views}: nothing is augmented, so all views are the "

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from tgeo_jax import fusion, geometry, losses, roles
+from tgeo_jax import fusion, geometry, losses, numeric, roles
 
 Array = jax.Array
 CALIBRATION_BINS = 15
@@ -126,6 +126,7 @@ def of_logits(
         >>> print(found["accuracy"].total, found["top5_accuracy"].total)
         5.0 5.0
     """
+    logits_BxK = numeric.at_least_float32(logits_BxK)
     top_B = jnp.argmax(logits_BxK, axis=-1)
     right_B = top_B == labels_B
     confidence_B = jnp.exp(jnp.max(jax.nn.log_softmax(logits_BxK), axis=-1))
@@ -141,11 +142,10 @@ def of_logits(
     }
     if logits_BxK.shape[-1] > 5:
         own_B = jnp.take_along_axis(logits_BxK, labels_B[:, None], axis=-1)
-        # Classes of equal logit count in the order of their indices, as in a stable sort.
-        before = (jnp.arange(logits_BxK.shape[-1])[None, :] < labels_B[:, None]) & (
-            logits_BxK == own_B
-        )
-        rank_B = jnp.sum((logits_BxK > own_B) | before, axis=-1)
+        # As in a stable sort: equal logits in the order of their indices, NaN last.
+        later = jnp.arange(logits_BxK.shape[-1])[None, :] >= labels_B[:, None]
+        after = (logits_BxK < own_B) | (later & (logits_BxK == own_B))
+        rank_B = jnp.sum(~after, axis=-1)
         found["top5_accuracy"] = mean(rank_B < 5, is_real_B)
     if teacher_logits_BxK is not None:
         agrees_B = top_B == jnp.argmax(teacher_logits_BxK, axis=-1)

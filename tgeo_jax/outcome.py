@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 import platform
 import subprocess
@@ -54,11 +55,7 @@ def result(
         "per_seed": per_seed,
         "teacher": teacher,
         "seconds": records[-1]["time/seconds"],
-        "epoch_seconds": [
-            record["time/train_seconds"] / run.config.train.eval_every
-            for record in records
-            if record["seed"] == seeds[0] and "time/train_seconds" in record
-        ],
+        "epoch_seconds": _epoch_seconds([r for r in records if r["seed"] == seeds[0]]),
         "dataset": {
             "name": run.config.data.name,
             "digest": dataset.digest(),
@@ -72,6 +69,18 @@ def result(
             "python": platform.python_version(),
         },
     }
+
+
+def _epoch_seconds(own: list[dict[str, Any]]) -> list[float]:
+    """Seconds of training for an epoch, without evaluation, between every two records."""
+    epochs = [0.0, *(record["epoch"] for record in own)]
+    spans = [after - before for before, after in itertools.pairwise(epochs)]
+    # A run that an older version began lacks the seconds of its first epochs.
+    return [
+        record["time/train_seconds"] / span
+        for record, span in zip(own, spans, strict=True)
+        if "time/train_seconds" in record
+    ]
 
 
 def _of_seed(seed: int, records: list[dict[str, Any]]) -> dict[str, Any]:
@@ -123,4 +132,4 @@ def commit(folder: pathlib.Path) -> str:
         return "unknown"
     # Of the code alone: notes and results beside it change no number.
     changed = git("status", "--porcelain", "--", ".")
-    return f"{found}-dirty" if changed else found
+    return found if changed == "" else f"{found}-dirty"

@@ -258,7 +258,7 @@ def _normalisation(
     for field, given in (("mean", mean), ("std", std)):
         if given and len(given) != channels:
             raise ConfigError(
-                f"data.{field}={given}: must hold one number for each of the {channels} channels, "
+                f"data.{field}={given}: must hold one number for each channel, {channels}, "
                 "or none for that of the training pixels"
             )
     if mean and std:
