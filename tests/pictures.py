@@ -18,6 +18,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder as original
 
+from tgeo_jax.data import cifar
+
 CLASSES = 7  # of the 1,000, so that a few images fill them
 CMYK = 2  # the number of that image in each split; every fifth is grey
 
@@ -29,6 +31,7 @@ def prepare_imagenet(
     *,
     corrupt: Collection[str] = (),
     sides: tuple[int, int] = (24, 80),
+    files: int = 1,
 ) -> None:
     """Writes `imagenet2012` as array_record, for `sources.builder("imagenet2012", data_dir)`.
 
@@ -38,15 +41,14 @@ def prepare_imagenet(
         validation: likewise; 0 leaves the split out.
         corrupt: file names (see `file_name`) of images whose second half is missing.
         sides: smallest and largest width and height.
+        files: into how many each split is cut, at most as many as images.
     """
     writer = _Writer(data_dir=data_dir, file_format="array_record")
     writer.sizes = {"train": train, "validation": validation}
     writer.corrupt, writer.sides = corrupt, sides
-    shown = tfds.core.utils.tqdm_utils._active
-    tfds.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as downloads:  # TFDS makes a folder even for none
-        writer.download_and_prepare(download_dir=downloads)
-    tfds.core.utils.tqdm_utils._active = shown
+    config = tfds.download.DownloadConfig(num_shards=files)
+    with cifar._without_bars_of_tfds(), tempfile.TemporaryDirectory() as downloads:
+        writer.download_and_prepare(download_dir=downloads, download_config=config)
 
 
 def file_name(split: str, number: int) -> str:

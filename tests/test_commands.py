@@ -7,15 +7,41 @@ import pkgutil
 import re
 import shlex
 
+import jax
+import numpy as np
 import pytest
 
 import tgeo_jax
 from experiments import commandline, compare
+from tests import pictures, tiny_cifar
 from tests.conftest import ROOT
+from tgeo_jax import models, teachers
+from tgeo_jax.data import sources
 from tgeo_jax.errors import ConfigError
 
 README = (ROOT / "README.md").read_text()
 SHORT = ["--config.train.epochs=1"]
+_SMALL_CIFAR = [
+    *SHORT,
+    "--config.data.validation_fraction=0.25",
+    "--config.data.batch_size=100",
+    "--config.data.eval_batch_size=100",
+    "--config.meta.batch_size=10",
+]
+SHORT_FOR = {
+    "digits": SHORT,
+    "cifar10": [*_SMALL_CIFAR, "--config.data.batch_size=10"],
+    "cifar100": _SMALL_CIFAR,
+    "imagenet2012": [
+        *SHORT,
+        "--config.data.image_size=32",
+        "--config.data.workers=0",
+        "--config.data.validation_fraction=0.25",
+        "--config.data.batch_size=10",
+        "--config.data.eval_batch_size=10",
+        "--config.meta.batch_size=4",
+    ],
+}
 
 
 MODULES = [module.name for module in pkgutil.walk_packages(tgeo_jax.__path__, "tgeo_jax.")]
@@ -54,6 +80,38 @@ def _commands(text: str) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if line.startswith("python ")]
 
 
+def _of_digits(commands: list[list[str]]) -> list[list[str]]:
+    """Of README's commands those on the digits; the rest is on CIFAR-100."""
+    names = [arguments[1].removeprefix("experiments.") for arguments in commands]
+    assert names == ["prepare", "main", "main", "compare", "prepare", "main", "main", "results"]
+    return commands[:4]
+
+
+@pytest.fixture(scope="session")
+def tiny_sets(digits_dir):
+    """Stand-ins for sets that cannot be had here, beside the digits; gives CIFAR-100's source."""
+    for name in ("cifar10", "cifar100"):
+        tiny_cifar.prepare(name, digits_dir)
+    pictures.prepare_imagenet(digits_dir, train=40, validation=8)
+    return f"{digits_dir}/cifar100_source"
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory):
+    """A folder with teachers that are large and know nothing, as if they had been converted."""
+    folder = tmp_path_factory.mktemp("untrained")
+    for name, classes in (("resnet32x4", 100), ("resnet56", 100), ("resnet34", 1000)):
+        module = models.build(name, classes)
+        variables = jax.jit(module.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+        mean, std = sources.CIFAR100_NORMALISATION
+        if classes == 1000:
+            mean, std = sources.IMAGENET_NORMALISATION
+        file = folder / f"{name}.pth"
+        file.write_bytes(b"")
+        teachers.save_converted(folder / name, name, variables, source=file, mean=mean, std=std)
+    return folder
+
+
 def test_readmes_python_runs_and_prints_what_it_says(capsys):
     (block,) = _blocks("python")
     exec(compile(block, "README.md", "exec"), {})
@@ -62,10 +120,7 @@ def test_readmes_python_runs_and_prints_what_it_says(capsys):
 
 @pytest.mark.xdist_group("demo")
 def test_readmes_commands_run_in_their_order(command, tmp_path):
-    commands = _commands(README)
-    names = [arguments[1] for arguments in commands]
-    assert names == ["experiments.prepare", *["experiments.main"] * 2, "experiments.compare"]
-    for arguments in commands[:-1]:
+    for arguments in _of_digits(_commands(README))[:-1]:
         arguments = [a.replace("runs/digits", str(tmp_path)) for a in arguments]
         if "experiments.main" in arguments:
             arguments += [*SHORT, f"--config.teacher.workdir={tmp_path / 'teacher'}"]
@@ -75,7 +130,8 @@ def test_readmes_commands_run_in_their_order(command, tmp_path):
 
 @pytest.mark.xdist_group("demo")
 def test_the_comparison_prints_a_row_for_every_method_and_knows_when_it_is_done(command, tmp_path):
-    arguments = [a.replace("runs", str(tmp_path)) for a in _commands(README)[-1]]
+    compare = _of_digits(_commands(README))[-1]
+    arguments = [a.replace("runs", str(tmp_path)) for a in compare]
     arguments += ["--epochs=1", "--seeds=2", "--methods=plain,kd,tgeo"]
     first, again = command(*arguments), command(*arguments)
     table = (tmp_path / "comparison" / "noisy" / "table.md").read_text()
@@ -105,6 +161,15 @@ def test_the_commands_that_combine_the_axes_run(command, trained):
 def test_the_benchmark_runs(command):
     done = command("-m", "benchmarks.soft_rank", "--largest=10", "--repeats=1")
     assert re.search(r"^ +10 +16 ", done.stdout, re.MULTILINE)
+
+
+def test_the_benchmark_of_the_inputs_runs(command):
+    done = command(
+        "-m", "benchmarks.inputs", "--dataset=digits", "--image_size=8", "--batch_size=8",
+        "--batches=2", "--repeats=1", "--workers=1",
+    )  # fmt: skip
+    rows = re.findall(r"^(resident|stream): .* +[\d,]+  \(", done.stdout, re.MULTILINE)
+    assert rows == ["resident"] * 3 + ["stream"] * 2
 
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "configs" / "README.md", *(ROOT / "docs").rglob("*.md")]
@@ -152,8 +217,32 @@ def test_demo_prints_the_table_writes_the_report_and_knows_when_it_is_done(comma
 
 
 @pytest.mark.xdist_group("demo")
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*/*.py")), ids=lambda p: p.stem)
-def test_each_config_runs_by_the_command_in_its_docstring(command, trained, tmp_path_factory, path):
+def test_readmes_commands_on_cifar100_run_in_their_order(command, tiny_sets, tmp_path):
+    prepare, teacher, student, add = _commands(README)[4:]
+    # Its digests are those of the real set, which the stand-in's are not.
+    said = command(*prepare[:-1], f"--source={tiny_sets}").stdout
+    assert "train: 400 images" in said
+    for arguments in (teacher, student):
+        arguments = [a.replace("runs/cifar100", str(tmp_path)) for a in arguments]
+        if arguments[2].endswith("tgeo"):
+            arguments.append(f"--config.teacher.workdir={tmp_path / 'teachers' / 'resnet56'}")
+        assert "Report: " in command(*arguments, *SHORT_FOR["cifar100"]).stdout
+    arguments = [a.replace("runs/cifar100", str(tmp_path)) for a in add]
+    ledger = tmp_path / "ledger.jsonl"
+    done = command(*arguments, f"--ledger={ledger}", "--allow_dirty", check=False)
+    if done.returncode:  # not a checkout: the ledger wants to know the commit
+        assert "commit" in done.stderr
+    else:
+        assert len(ledger.read_text().splitlines()) == 1
+
+
+@pytest.mark.xdist_group("demo")
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs").glob("*/*.py")), ids=lambda p: f"{p.parent.stem}/{p.stem}"
+)
+def test_each_config_runs_by_the_command_in_its_docstring(
+    command, trained, untrained, tiny_sets, tmp_path_factory, path
+):
     if path.stem == "__init__":
         return
     relative = path.relative_to(ROOT)
@@ -161,11 +250,16 @@ def test_each_config_runs_by_the_command_in_its_docstring(command, trained, tmp_
     line = re.search(r"^Command: python (.*)$", docstring.replace("\\\n", ""), re.MULTILINE)
     assert line, f"{relative} names no command"
     workdirs = tmp_path_factory.mktemp("configs")
-    arguments = [a.replace("runs/digits", str(workdirs)) for a in shlex.split(line.group(1))]
+    arguments = [a.replace("runs", str(workdirs), 1) for a in shlex.split(line.group(1))]
     config = importlib.import_module(".".join(relative.with_suffix("").parts)).get_config()
-    short = [*SHORT]
-    if config.teacher.workdir:
-        short.append(f"--config.teacher.workdir={trained / 'teacher'}")
+    short = SHORT_FOR[config.data.name]
+    if path.stem == "longtail":
+        short = [*short, "--config.data.imbalance=2.0"]
+    if config.teacher.workdir and config.role.name != "alone":
+        teacher = untrained / config.teacher.name
+        if config.data.name == "digits":
+            teacher = trained / "teacher"
+        short = [*short, f"--config.teacher.workdir={teacher}"]
     done = command(*arguments, *short)
     assert "Report: " in done.stdout
 

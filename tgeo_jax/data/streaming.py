@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import pathlib
 import resource
+import signal
 import sys
 import threading
 from collections.abc import Generator
@@ -286,8 +287,8 @@ def load(
     for field, given in (("mean", mean), ("std", std)):
         if len(given) != channels:
             raise ConfigError(
-                f"data.{field}={tuple(given)}: must hold one number for each of the {channels} "
-                "channels: a streamed dataset is not read to find it"
+                f"data.{field}={tuple(given)}: must hold one number for each channel, "
+                f"{channels}: a streamed dataset is not read to find it"
             )
     return StreamedDataset(
         train=stream("train", kept),
@@ -359,8 +360,9 @@ def _by_workers(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
 
 
 def _end_with_parent(worker: int, workers: int) -> None:
-    """Nobody else ends a worker whose parent was killed."""
+    """Nobody else ends a worker whose parent was killed; Ctrl-C is for the parent to handle."""
     del worker, workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def wait() -> None:
         parent = multiprocessing.parent_process()
