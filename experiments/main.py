@@ -33,6 +33,9 @@ def main(argv: Sequence[str]) -> None:
     if finished_before:
         print(f"{folder.path} is finished; nothing to do.")
     print(report.text_table({folder.path.name: result}))
+    corrupt = result.get("dataset", {}).get("corrupt", [])
+    if corrupt:
+        print(f"{len(corrupt)} corrupt images skipped: {', '.join(corrupt)}")
     runs = {run.path.name: run for run in folder.generations()} or {folder.path.name: folder}
     print(f"Report: {report.write(runs, folder.report)}")
 

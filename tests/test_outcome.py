@@ -140,7 +140,7 @@ def record(epoch, validation, test, seed=0, seconds=6.0, **others) -> dict:
 def result(records, *, seeds=(0,), eval_every=1, teacher=None) -> dict:
     """Of a run that left these records."""
     data = types.SimpleNamespace(
-        digest=lambda: "0" * 64, train=range(5), validation=range(3), test=range(2)
+        digest=lambda: "0" * 64, corrupt=(), train=range(5), validation=range(3), test=range(2)
     )
     config = configs.default()
     config.train.update(epochs=records[-1]["epoch"], eval_every=eval_every)
@@ -224,6 +224,7 @@ def test_a_result_names_its_dataset_code_and_device(alone, digits_dir):
     assert found["dataset"] == {
         "name": "digits", "train": 1293, "validation": 144, "test": 360,
         "digest": sources.load("digits", digits_dir).digest(),
+        "corrupt": [],
     }  # fmt: skip
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", found["commit"])
     assert found["versions"]["tgeo_jax"] == tgeo_jax.__version__

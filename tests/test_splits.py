@@ -232,7 +232,9 @@ def test_a_given_normalisation_is_taken_as_it_is_and_what_is_missing_computed(lo
 
 @pytest.mark.parametrize("field", ["mean", "std"])
 def test_a_normalisation_for_other_channels_is_a_config_error(load, field):
-    with pytest.raises(ConfigError, match=rf"^data\.{field}=\(0\.1, 0\.2, 0\.3\): .* each channel, 1,"):
+    with pytest.raises(
+        ConfigError, match=rf"^data\.{field}=\(0\.1, 0\.2, 0\.3\): .* each channel, 1,"
+    ):
         load(**{field: (0.1, 0.2, 0.3)})
 
 

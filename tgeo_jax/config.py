@@ -38,7 +38,7 @@ def default() -> ConfigDict:
             "data": {
                 "name": "digits",
                 "dir": "",  # where TFDS keeps prepared datasets; empty: TFDS's own default
-                "validation_fraction": 0.1,  # held out of the training split, stratified
+                "validation_fraction": 0.1,  # held out of the training split
                 "split_seed": 0,
                 "label_noise": 0.0,  # share of training labels replaced by another class
                 "fraction": 1.0,  # of the training examples that are kept

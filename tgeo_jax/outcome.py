@@ -60,6 +60,8 @@ def result(
             "name": run.config.data.name,
             "digest": dataset.digest(),
             **{split: len(getattr(dataset, split)) for split in splits},
+            # Of a stream, what this process met since it started.
+            "corrupt": list(dataset.corrupt),
         },
         "device": f"{len(devices)} x {devices[0].device_kind}",
         "commit": commit(pathlib.Path(__file__).parent),

@@ -293,6 +293,17 @@ def _trained(
     return Trained(module, variables)
 
 
+# What a network's run and this one must agree in, and what runs had before they said so.
+_AGREE: dict[str, Any] = {
+    "name": None,
+    "validation_fraction": None,
+    "split_seed": None,
+    "pipeline": "resident",  # a stream's split is not stratified
+    "mean": [],
+    "std": [],
+}
+
+
 def _folder(
     config: ConfigDict, dataset: Dataset, path: str, role: str, field: str
 ) -> workdir.Workdir:
@@ -302,8 +313,8 @@ def _folder(
         _check_normalisation(there["converted"], dataset, field)
         return folder
     # Another split would have taught the teacher what this run holds out.
-    for name in ("name", "validation_fraction", "split_seed", "mean", "std"):
-        found, here = there["data"].get(name, []), config.data[name]
+    for name, absent in _AGREE.items():
+        found, here = there["data"].get(name, absent), config.data[name]
         here = list(here) if isinstance(here, tuple) else here
         if found != here:
             why = "the held-out examples are the same"

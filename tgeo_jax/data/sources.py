@@ -61,6 +61,11 @@ class Dataset:
         return len(self.class_names)
 
     @property
+    def corrupt(self) -> tuple[str, ...]:
+        """None: what cannot be decoded cannot be loaded either."""
+        return ()
+
+    @property
     def example(self) -> np.ndarray:
         """An image, [1, H, W, C], for its shape and dtype."""
         return self.train.images[:1]
