@@ -8,13 +8,14 @@ Reading PyTorch's formats needs the extra: pip install 'tgeo_jax[torch]'.
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Sequence
 
 from absl import flags
 
 from experiments import commandline
-from tgeo_jax import convert, models, teachers
+from tgeo_jax import convert, models, origins
 from tgeo_jax.data import sources
 from tgeo_jax.errors import ConfigError, nearest
 
@@ -40,15 +41,17 @@ def main(argv: Sequence[str]) -> None:
     small = name in models.SMALL
     usual = sources.CIFAR100_NORMALISATION if small else sources.IMAGENET_NORMALISATION
     mean, std = (
-        _numbers(flag, given) or fallback
+        _by_channel(flag, given) or fallback
         for flag, given, fallback in zip(
             ("mean", "std"), (_MEAN.value, _STD.value), usual, strict=True
         )
     )
     num_classes = _NUM_CLASSES.value or (100 if small else 1000)
+    if num_classes < 2:
+        raise ConfigError(f"--num_classes={num_classes}: a classifier needs at least 2 classes")
     variables = convert.from_torch(name, _CHECKPOINT.value, num_classes)
     folder = pathlib.Path(_WORKDIR.value)
-    teachers.save_converted(
+    origins.save_converted(
         folder, name, variables, source=pathlib.Path(_CHECKPOINT.value), mean=mean, std=std
     )
     print(
@@ -59,13 +62,17 @@ def main(argv: Sequence[str]) -> None:
     )
 
 
-def _numbers(flag: str, given: list[str]) -> tuple[float, ...]:
+def _by_channel(flag: str, given: list[str]) -> tuple[float, ...]:
+    field = f"--{flag}={','.join(given)}"
     try:
-        return tuple(float(value) for value in given)
+        values = tuple(float(value) for value in given)
     except ValueError as error:
-        raise ConfigError(
-            f"--{flag}={','.join(given)}: must be numbers joined by commas"
-        ) from error
+        raise ConfigError(f"{field}: must be numbers joined by commas") from error
+    if values and len(values) != 3:
+        raise ConfigError(f"{field}: must be three numbers, for red, green and blue")
+    if not all(math.isfinite(value) and (flag == "mean" or value > 0) for value in values):
+        raise ConfigError(f"{field}: must be finite" + (" and > 0" if flag == "std" else ""))
+    return values
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"{name}: {dataset.info.splits[name].num_examples:,} images")
     if None in dataset.info.features["image"].shape:
         return  # photographs of all sizes: too many for memory
-    train, test = (sources._read(dataset, split) for split in ("train", "test"))
+    train, test = (sources.read(dataset, split) for split in ("train", "test"))
     for name, split in (("train", train), ("test", test)):
         print(f"{name}: SHA-256 of pixels and labels {digest(split)}")
     mean, std = channel_statistics(train.images)

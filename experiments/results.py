@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments import commandline
-from tgeo_jax import ledger, writers
+from tgeo_jax import ledger, results_table, writers
 from tgeo_jax.errors import ConfigError, DataError, nearest
 from tgeo_jax.workdir import Workdir
 
@@ -68,7 +68,7 @@ def _render(arguments: list[str]) -> None:
         figures = json.loads(published.read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise DataError(f"--published={published}: cannot be read ({error})") from error
-    page = ledger.render([record for path in paths for record in ledger.read(path)], figures)
+    page = results_table.render([record for path in paths for record in ledger.read(path)], figures)
     print(page, end="")
     if _OUTPUT.value:
         output = pathlib.Path(_OUTPUT.value)

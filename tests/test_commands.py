@@ -15,7 +15,7 @@ import tgeo_jax
 from experiments import commandline, compare
 from tests import pictures, tiny_cifar
 from tests.conftest import ROOT
-from tgeo_jax import models, teachers
+from tgeo_jax import models, origins
 from tgeo_jax.data import sources
 from tgeo_jax.errors import ConfigError
 
@@ -116,7 +116,7 @@ def untrained(tmp_path_factory):
             mean, std = sources.IMAGENET_NORMALISATION
         file = folder / f"{name}.pth"
         file.write_bytes(b"")
-        teachers.save_converted(
+        origins.save_converted(
             folder / name, _SMALL_NET, variables, source=file, mean=mean, std=std
         )
     return folder

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from configs.cifar100 import pair
+from configs.cifar100 import longtail, pair
 from configs.imagenet import pair as imagenet_pair
+from configs.teachers import cifar100 as cifar100_teacher
 from tests import tiny_cifar
 from tgeo_jax import config as configs
-from tgeo_jax import models, teachers, train
+from tgeo_jax import models, origins, train
 from tgeo_jax.assemble import assemble
 from tgeo_jax.data import sources
 from tgeo_jax.errors import CheckpointError, ConfigError
@@ -90,7 +91,7 @@ def test_it_says_where_it_came_from(converted):
 def test_another_normalisation_than_its_own_is_refused(data_dir, converted):
     config = chosen(data_dir, converted, mean=(0.5, 0.5, 0.5))
     with pytest.raises(
-        CheckpointError, match=r"normalised by mean \(0\.5071, .*this run has \(0\.5"
+        CheckpointError, match=r"normalised by mean \(0\.5071, .*this run's by \(0\.5"
     ):
         assemble(config)
 
@@ -111,8 +112,8 @@ def test_it_is_one_of_several_teachers(data_dir, converted):
 def test_a_folder_that_holds_a_run_is_not_overwritten(converted, tmp_path):
     module = models.build(NAME, 100)
     variables = jax.jit(module.init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
-    with pytest.raises(ConfigError, match=r"holds a run already; name another folder"):
-        teachers.save_converted(
+    with pytest.raises(ConfigError, match=r"exists already; name another folder"):
+        origins.save_converted(
             converted, NAME, variables, source=converted / "config.json", mean=(0.5,), std=(1.0,)
         )
 
@@ -127,6 +128,18 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(converted, tmp_path):
             ["--name=resnet56", "--checkpoint=x.pth", "--workdir=w", "--mean=a,b,c"],
             "--mean=a,b,c: must be numbers joined by commas",
         ),
+        (
+            ["--name=resnet56", "--checkpoint=x.pth", "--workdir=w", "--std=0.5"],
+            "--std=0.5: must be three numbers",
+        ),
+        (
+            ["--name=resnet56", "--checkpoint=x.pth", "--workdir=w", "--std=1,0,1"],
+            "--std=1,0,1: must be finite and > 0",
+        ),
+        (
+            ["--name=resnet56", "--checkpoint=x.pth", "--workdir=w", "--num_classes=1"],
+            "--num_classes=1: a classifier needs at least 2 classes",
+        ),
         (["--name=resnet56", "--checkpoint=x.pth", "--workdir=w"], "x.pth: no such file"),
     ],
 )
@@ -136,15 +149,62 @@ def test_the_command_says_what_it_lacks(command, arguments, said):
     assert f"error: {said}" in done.stderr
 
 
+def told(config, role="teacher.workdir"):
+    return origins.how_to_get(config, role, "runs/t")
+
+
 def test_a_teacher_that_is_not_there_can_be_trained_converted_or_downloaded():
-    config = pair.get_config("resnet32x4-resnet8x4,tgeo")
-    said = teachers.how_to_get(config, config.teacher.workdir)
-    workdir = "--workdir=runs/cifar100/teachers/resnet32x4"
-    assert f"--config=configs/teachers/cifar100.py:resnet32x4 {workdir}" in said
-    assert f"experiments.convert --name=resnet32x4 --checkpoint=FILE {workdir}" in said
+    said = told(pair.get_config("resnet32x4-resnet8x4,tgeo"))
+    assert "--config=configs/teachers/cifar100.py:resnet32x4 --workdir=runs/t" in said
+    assert "experiments.convert --name=resnet32x4 --checkpoint=FILE --workdir=runs/t" in said
     assert "resnet32x4_vanilla/ckpt_epoch_240.pth" in said
-    of_imagenet = imagenet_pair.get_config("resnet34-resnet18,kd")
-    said = teachers.how_to_get(of_imagenet, "t")
+    said = told(imagenet_pair.get_config("resnet34-resnet18,kd"))
+    assert "--config=configs/teachers/imagenet2012.py:resnet34 --workdir" in said
     assert "resnet34-b627a593.pth" in said
-    config.teacher.workdir = "runs/nobody"
-    configs.check(config)
+
+
+def test_the_way_to_a_teacher_is_to_one_that_the_run_will_accept(data_dir, tmp_path):
+    config = longtail.get_config("cifar100,2,bikd")
+    config.data.update(dir=data_dir, validation_fraction=0.25, batch_size=50)
+    said = told(config)
+    for field in ("validation_fraction=0.25", "imbalance=2.0", f"dir={data_dir}"):
+        assert f"--config.data.{field}" in said
+    # The named config with these changes holds the same examples out.
+    taught = cifar100_teacher.get_config(config.teacher.name)
+    taught.data.update(dir=data_dir, validation_fraction=0.25, imbalance=2.0)
+    taught.student.name = config.teacher.name = NAME
+    taught.data.batch_size, taught.train.epochs = 50, 1
+    config.teacher.workdir = str(tmp_path)
+    train.run(taught, tmp_path, progress=False)
+    assert assemble(config).teacher is not None
+
+
+def test_networks_that_cannot_be_converted_or_named_are_told_otherwise():
+    config = pair.get_config("resnet32x4-resnet8x4,tgeo")
+    config.teacher.name = "cnn"
+    said = told(config)
+    assert "configs/teachers/cifar100.py --config.student.name=cnn" in said
+    assert "convert" not in said
+    assert "--config.role.name=alone --workdir=runs/t" in told(config, "role.trikd.anchor")
+    assert "cifar100.py:NAME" in told(config, "role.several.workdirs")
+    of_cifar10 = longtail.get_config("cifar10,10,kd")
+    said = told(of_cifar10)
+    assert "--num_classes=10 --mean=0.4914,0.4822,0.4465" in said
+    assert "ckpt_epoch_240" not in said  # that one is of CIFAR-100
+    assert "runs/t" in told(configs.default())
+
+
+def test_a_half_made_conversion_is_not_there(data_dir, converted, tmp_path, monkeypatch):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    variables = assemble(chosen(data_dir, converted)).teacher.variables
+    arguments = (tmp_path / "teacher", NAME, variables)
+    options = {"source": converted / "config.json", "mean": (0.5,), "std": (1.0,)}
+    with monkeypatch.context() as patched:
+        patched.setattr(origins.workdir.Workdir, "write_result", killed)
+        with pytest.raises(KeyboardInterrupt):
+            origins.save_converted(*arguments, **options)
+    assert not (tmp_path / "teacher").exists()
+    origins.save_converted(*arguments, **options)
+    assert (tmp_path / "teacher" / "result.json").exists()

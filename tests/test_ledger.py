@@ -1,12 +1,11 @@
 # ruff: noqa: RUF001 (the page's own signs: a dash for no figure, a cross between the axes)
 import json
-import os
 import statistics
 
 import pytest
 
 from tests.conftest import ROOT
-from tgeo_jax import config, ledger
+from tgeo_jax import config, ledger, results_table
 from tgeo_jax.errors import DataError
 from tgeo_jax.workdir import Workdir
 
@@ -17,6 +16,7 @@ STANDARD = {
     "data.name": "cifar100", "data.batch_size": 64, "data.crop_padding": 4, "data.flip": True,
     "optimizer.learning_rate": 0.05, "optimizer.schedule": "step",
     "optimizer.drop_epochs": (150, 180, 210), "train.epochs": 240,
+    "data.mean": (0.5071, 0.4867, 0.4408), "data.std": (0.2675, 0.2565, 0.2761),
 }  # fmt: skip
 
 
@@ -40,7 +40,8 @@ def result(last=(0.70, 0.72, 0.71), best=(0.71, 0.72, 0.73), *, seed=0, **fields
     ]
     return {
         "steps": 2400, "epochs": 240, "per_seed": per_seed, "seconds": 500.0,
-        "epoch_seconds": [9.0, 2.0, 3.0, 2.5], "teacher": {"test_accuracy": 0.7234},
+        "epoch_seconds": [9.0, 2.0, 3.0, 2.5], "finished": "2001-09-09T01:46:40Z",
+        "teacher": {"test_accuracy": 0.7234, "fingerprint": "cd" * 32, "converted": []},
         "device": "1 x Device", "versions": {"jax": "0.10.2"}, "commit": COMMIT,
         "dataset": {**COUNTS, "name": "cifar100", "digest": "ab" * 32}, **fields,
     }  # fmt: skip
@@ -72,7 +73,6 @@ PLAIN = {"student__name": "resnet20", "role__name": "alone", "seeds": 3}
 
 def test_an_entry_holds_what_the_files_say(tmp_path):
     folder = finished(tmp_path, settings(**KD), result())
-    os.utime(tmp_path / "result.json", (1e9, 1e9))
     found = ledger.entry(folder)
     assert found["date"] == "2001-09-09T01:46:40Z"
     assert (found["pair"], found["method"]) == ("resnet56-resnet20", "kd")
@@ -203,8 +203,33 @@ def test_code_that_is_in_no_commit_is_refused(tmp_path):
         with pytest.raises(DataError, match=r"commit='unknown': no commit holds"):
             ledger.add(path, {**dirty, "commit": "unknown"}, allow_dirty=allow_dirty)
     assert not path.exists()
+    resumed = {**dirty, "commit": f"{COMMIT}+{COMMIT[::-1]}"}  # by two states of the code
+    with pytest.raises(DataError, match=r"\+.*': no commit holds the code"):
+        ledger.add(path, resumed)
     ledger.add(path, dirty, allow_dirty=True)
     assert ledger.read(path) == [dirty]
+
+
+def test_another_teacher_under_the_same_name_is_another_run(tmp_path):
+    path, run = tmp_path / "cifar100.jsonl", record(tmp_path / "kd", **KD)
+    ledger.add(path, run)
+    ledger.add(path, {**run, "teacher_fingerprint": "ef" * 32})
+    assert len(ledger.read(path)) == 2
+
+
+def test_a_converted_teacher_and_how_a_ratio_was_trained_are_in_the_note(tmp_path):
+    converted = [{"file": "c.pth", "sha256": "9" * 64}]
+    about = {"test_accuracy": 0.7, "fingerprint": "f", "converted": converted}
+    run = record(tmp_path, found=result(teacher=about), **KD, ratio__name="tgeo", meta__every=4)
+    page = results_table.render([run], PUBLISHED)
+    assert "teacher converted from c.pth (99999999), which may have seen the selection" in page
+    assert 'meta(every=4, optimizer="adamw 0.001")' in page
+
+
+def test_a_converted_network_is_not_a_run(tmp_path):
+    finished(tmp_path, {"student": {"name": "resnet8"}, "converted": {}}, result())
+    with pytest.raises(DataError, match=r"a converted network, not a run; nothing to add"):
+        ledger.entry(Workdir(tmp_path))
 
 
 def test_the_same_run_is_not_added_twice(tmp_path):
@@ -298,11 +323,11 @@ def test_the_page_is_this_one(tmp_path):
         record(tmp_path / "teacher", **{**PLAIN, "student__name": "resnet56"}),
         record(tmp_path / "short", **KD, train__epochs=8),
     ]
-    assert ledger.render(records, SMALL) == PAGE
+    assert results_table.render(records, SMALL) == PAGE
 
 
 def test_a_student_trained_alone_stands_in_the_column_of_each_of_its_pairs(tmp_path):
-    page = ledger.render([record(tmp_path, **{**PLAIN, "student__name": "vgg8"})], PUBLISHED)
+    page = results_table.render([record(tmp_path, **{**PLAIN, "student__name": "vgg8"})], PUBLISHED)
     found = [line for line in page.splitlines() if line.startswith("| plain |")]
     assert found == ["| plain | – | – | – | – | – | 71.00 ± 1.00 / 72.00 (3 seeds) [2] |"] * 2
 
@@ -318,7 +343,7 @@ def test_a_student_trained_alone_stands_in_the_column_of_each_of_its_pairs(tmp_p
     ],
 )
 def test_a_run_of_another_recipe_stands_beside_nothing_published(tmp_path, fields, told):
-    page = ledger.render([record(tmp_path, **{**KD, **fields})], PUBLISHED)
+    page = results_table.render([record(tmp_path, **{**KD, **fields})], PUBLISHED)
     assert "No run by the standard recipe stands beside the published rows yet." in page
     assert "published:" not in page
     assert told in page
@@ -327,14 +352,14 @@ def test_a_run_of_another_recipe_stands_beside_nothing_published(tmp_path, field
 def test_a_field_that_came_later_is_no_difference(tmp_path):
     run = record(tmp_path, **KD)
     del run["recipe"]["data"]["fraction"], run["recipe"]["precision"]
-    assert "| 70.66 |" in ledger.render([run], PUBLISHED)
+    assert "| 70.66 |" in results_table.render([run], PUBLISHED)
 
 
 def test_light_students_have_a_learning_rate_of_their_own(tmp_path):
     light = {**KD, "teacher__name": "resnet32x4", "student__name": "ShuffleV1"}
     for rate, comparable in ((0.01, True), (0.05, False)):
         run = record(tmp_path / str(rate), **light, optimizer__learning_rate=rate)
-        assert ("| 76.83 |" in ledger.render([run], PUBLISHED)) == comparable
+        assert ("| 76.83 |" in results_table.render([run], PUBLISHED)) == comparable
 
 
 def test_what_has_no_published_pair_or_dataset_is_listed_all_the_same(tmp_path):
@@ -343,7 +368,7 @@ def test_what_has_no_published_pair_or_dataset_is_listed_all_the_same(tmp_path):
         record(tmp_path / "digits", found=found, **{**KD, "student__name": "cnn"}),
         record(tmp_path / "pair", **{**KD, "student__name": "resnet14"}),
     ]
-    page = ledger.render(runs, PUBLISHED)
+    page = results_table.render(runs, PUBLISHED)
     assert [line for line in page.splitlines() if line.startswith("#")] == [
         "## digits", "### Other runs", "## cifar100", "### Other runs", "## Notes",
     ]  # fmt: skip
@@ -395,5 +420,5 @@ def test_the_command_adds_and_renders_and_tells_mistakes_in_one_line(command, tm
     assert "rendre: no such command; did you mean 'render'?" in wrong.stderr
     render = ("-m", "experiments.results", "render", f"--ledger={path}", f"--output={page}")
     shown = command(*render)
-    assert shown.stdout == page.read_text() == ledger.render(ledger.read(path), PUBLISHED)
+    assert shown.stdout == page.read_text() == results_table.render(ledger.read(path), PUBLISHED)
     assert "| kd | 71.00 ± 1.00 / 72.00 (3 seeds) [2] |" in shown.stdout

@@ -140,13 +140,14 @@ def record(epoch, validation, test, seed=0, seconds=6.0, **others) -> dict:
 def result(records, *, seeds=(0,), eval_every=1, teacher=None) -> dict:
     """Of a run that left these records."""
     data = types.SimpleNamespace(
-        digest=lambda: "0" * 64, corrupt=(), train=range(5), validation=range(3), test=range(2)
-    )
+        digest=lambda: "0" * 64, corrupt=(), mean=(0.3,), std=(0.4,),
+        train=range(5), validation=range(3), test=range(2),
+    )  # fmt: skip
     config = configs.default()
     config.train.update(epochs=records[-1]["epoch"], eval_every=eval_every)
     method = types.SimpleNamespace(total_steps=records[-1]["step"])
     run = types.SimpleNamespace(config=config, dataset=data, method=method)
-    return outcome.result(run, records, seeds, teacher)
+    return outcome.result(run, records, seeds, teacher, ["a", "b"])
 
 
 def test_the_best_epoch_is_chosen_by_validation_for_each_seed_the_first_of_equals():
@@ -225,6 +226,8 @@ def test_a_result_names_its_dataset_code_and_device(alone, digits_dir):
         "name": "digits", "train": 1293, "validation": 144, "test": 360,
         "digest": sources.load("digits", digits_dir).digest(),
         "corrupt": [],
+        "mean": list(sources.load("digits", digits_dir).mean),
+        "std": list(sources.load("digits", digits_dir).std),
     }  # fmt: skip
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?|unknown", found["commit"])
     assert found["versions"]["tgeo_jax"] == tgeo_jax.__version__
@@ -261,7 +264,8 @@ def test_without_a_teacher_a_result_says_nothing_of_one(alone, taught):
     assert alone.result()["teacher"] is None
     (own,) = alone.result()["per_seed"]
     assert not [name for name in own["last"] if "teacher" in name]
-    assert set(taught.result()["teacher"]) == {"train_accuracy", "test_accuracy"}
+    about = {"train_accuracy", "test_accuracy", "fingerprint", "converted"}
+    assert set(taught.result()["teacher"]) == about
     # The teacher is the other run's last network.
     assert math.isclose(
         taught.result()["teacher"]["test_accuracy"], own["last"]["test/accuracy"], rel_tol=1e-6

@@ -270,7 +270,7 @@ def test_a_dataset_of_corrupt_images_alone_is_an_error(tmp_path, workers):
     names = [pictures.file_name("train", number) for number in range(3)]
     pictures.prepare_imagenet(str(tmp_path), 3, 1, corrupt=names)
     reader = stream(str(tmp_path), count=3, workers=workers, max_corrupt=100)
-    with pytest.raises(DataError, match=r"64 images after train_\d\.JPEG .*are corrupt"):
+    with pytest.raises(DataError, match=r"64 images from train_\d\.JPEG .*cannot be decoded"):
         read(reader, 1)
 
 

@@ -110,3 +110,33 @@ def test_a_finished_teacher_is_found(tmp_path):
     Workdir(tmp_path).claim(changed())
     Workdir(tmp_path).write_result({})
     assert workdir.trained(str(tmp_path), "teacher.workdir").path == tmp_path
+
+
+def test_a_run_of_an_older_version_goes_on_although_fields_were_added(tmp_path):
+    old = json.loads(config.to_json(changed()))
+    for name in ("cutout", "mean", "pipeline"):
+        del old["data"][name]
+    del old["precision"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    Workdir(tmp_path).check_same(changed())
+    other = changed()
+    other.data.cutout = 4  # what the old version could not do
+    with pytest.raises(ConfigError, match=r"data\.cutout: 0 -> 4"):
+        Workdir(tmp_path).check_same(other)
+
+
+def test_a_run_goes_on_elsewhere_and_with_other_workers(tmp_path):
+    Workdir(tmp_path).claim(changed())
+    other = changed()
+    other.data.update(dir="/elsewhere", workers=3, max_corrupt=50)
+    other.train.checkpoint_every = 7
+    Workdir(tmp_path).claim(other)
+    assert Workdir(tmp_path).config()["data"]["workers"] == 0  # as it was begun
+
+
+def test_every_commit_that_trained_a_run_is_kept_in_order(tmp_path):
+    folder = Workdir(tmp_path)
+    assert folder.commits() == []
+    for commit in ("a", "a", "b", "a"):
+        folder.note_commit(commit)
+    assert folder.commits() == ["a", "b", "a"]

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sized
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from tgeo_jax import choices, distill, losses, models, optimizers, parallel, teachers
 from tgeo_jax import config as configs
-from tgeo_jax.data import sources, streaming, views
+from tgeo_jax.data import sources, streaming, views, workers
 from tgeo_jax.errors import ConfigError, DataError
 
 Dataset = sources.Dataset | streaming.StreamedDataset
@@ -78,6 +79,9 @@ def assemble(config: ConfigDict, *, anchor_comes_later: bool = False) -> Run:
         choices.check_loss(name, loss, dataset.num_classes)
     teacher = teachers.load(config, dataset)
     method = _method(config, dataset, teacher, steps_per_epoch)
+    _check_network(f"student.name={config.student.name!r}", method.student, dataset)
+    if method.role.peer is not None:
+        _check_network(f"teacher.name={config.teacher.name!r}", method.role.peer, dataset)
     anchor = teachers.anchors(config, method.student, dataset, config.seeds)
     if method.role.anchored and anchor is None and not anchor_comes_later:
         raise ConfigError(
@@ -86,6 +90,10 @@ def assemble(config: ConfigDict, *, anchor_comes_later: bool = False) -> Run:
         )
     if method.meta_learned and method.order != "prequential":
         _check_batch(mesh, "meta.batch_size", config.meta.batch_size, dataset.validation)
+    if isinstance(dataset, streaming.StreamedDataset):
+        streams = 1 + (method.meta_learned and not method.prequential)
+        rows = max(config.data.batch_size, config.meta.batch_size)
+        workers.check_shared_memory(streams * config.data.workers, rows * dataset.example.nbytes)
     return Run(config, dataset, method, teacher, anchor, mesh, steps_per_epoch)
 
 
@@ -156,6 +164,13 @@ def _fusion_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.Gradien
     if meta.accumulate == 1:
         return optimizer
     return optax.MultiSteps(optimizer, meta.accumulate).gradient_transformation()
+
+
+def _check_network(field: str, module: Any, dataset: Dataset) -> None:
+    try:
+        jax.eval_shape(module.init, jax.random.key(0), dataset.example.astype(np.float32))
+    except (ValueError, TypeError, ZeroDivisionError) as error:  # whatever a network says
+        raise ConfigError(f"{field}: does not fit this dataset: {error}") from error
 
 
 def _check_batch(mesh: Mesh, field: str, batch_size: int, split: Sized) -> None:

@@ -204,6 +204,11 @@ def _check_meta(config: ConfigDict, chosen: FusionRatio) -> None:
             f"meta.estimator={meta.estimator!r}: must be 'mixed' with "
             "meta.order='prequential', which reuses the forward pass"
         )
+    if meta.estimator == "finite_difference" and config.precision != "float32":
+        raise ConfigError(
+            f"precision={config.precision!r}: rounds away what meta.estimator='finite_difference' "
+            "measures; use 'mixed', or float32"
+        )
     if chosen.per_batch is not None and meta.accumulate > 1:
         raise ConfigError(
             f"meta.accumulate={meta.accumulate}: must be 1 with ratio.name="

@@ -192,14 +192,13 @@ def _read(path: pathlib.Path) -> Any:
         )
     try:
         import torch
+        from safetensors.torch import load_file
     except ImportError as error:
         raise CheckpointError(
             f"{path}: reading it needs PyTorch; install it by pip install 'tgeo_jax[torch]'"
         ) from error
     try:
         if suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             return load_file(path)
         with torch.serialization.safe_globals(_plain_data()):
             return torch.load(path, map_location="cpu", weights_only=True)

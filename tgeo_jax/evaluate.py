@@ -68,8 +68,9 @@ class Evaluator:
 
         `accuracy` and, with more than five classes, `top5_accuracy` in [0, 1]; `cross_entropy`
         (the negative log-likelihood) in nats; `calibration` for the expected calibration error;
-        with a teacher's logits `teacher_agreement`, how often both have the same top class, and
-        `teacher_kl`, KL(teacher || student) at temperature 1 in nats. See `metrics.of_logits`.
+        with a (frozen) teacher's logits `teacher_agreement`, how often both have the same top
+        class, and `teacher_kl`, KL(teacher || student) at temperature 1 in nats. See
+        `metrics.of_logits`.
 
         The result is still on the device: nothing waits for it here.
         """

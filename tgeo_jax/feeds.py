@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import jax
@@ -16,7 +16,8 @@ from tgeo_jax.dispatch import Resident
 from tgeo_jax.randomness import Purpose
 from tgeo_jax.state import Batch
 
-Pairs = Generator[tuple[np.ndarray, np.ndarray], None, None]
+Pair = tuple[np.ndarray, np.ndarray]  # images, labels
+Pairs = Generator[Pair, None, None]
 
 
 class InMemory:
@@ -62,7 +63,7 @@ class Streamed:
         self._splits = {"train": dataset.train, "validation": dataset.validation}
         self._sharding = parallel.steps_sharding(mesh)
         self._opened: dict[str, Pairs] = {}
-        self._ahead: list[tuple[np.ndarray, np.ndarray]] = []
+        self._ahead: list[Pair] = []
         self._next_step = -1  # which the opened ones come to next
 
     def chunk(self, step: int, num_steps: int) -> Resident:
@@ -78,8 +79,16 @@ class Streamed:
         train = self._placed(read)
         if not self._method.meta_learned or self._method.prequential:
             return Resident(train, train)
-        outer = list(itertools.islice(self._opened["validation"], num_steps))
-        return Resident(train, self._placed(outer))
+        return Resident(train, self._placed(list(self._outer(step, num_steps))))
+
+    def _outer(self, step: int, num_steps: int) -> Iterator[Pair]:
+        """Outer batches; nothing is read for steps without a hypergradient, which ignore theirs."""
+        size = self._sizes["validation"] // streaming.process_shard()[1]
+        shape = self._splits["validation"].image_shape
+        blank = np.zeros((size, *shape), np.uint8), np.zeros(size, np.int32)
+        for current in range(step, step + num_steps):
+            needed = current % self._method.meta_every == 0
+            yield next(self._opened["validation"]) if needed else blank
 
     def close(self) -> None:
         """Ends the workers."""
@@ -91,13 +100,16 @@ class Streamed:
         self.close()
         shard = streaming.process_shard()
         purposes = {"train": Purpose.TRAIN_ORDER, "validation": Purpose.VALIDATION_ORDER}
+        # As many outer batches were read as there were steps with a hypergradient.
+        first = {"train": step, "validation": -(-step // self._method.meta_every)}
         for name, split in self._splits.items():
             of_order = int(jax.random.bits(randomness.key(self._seed, 0, purposes[name])))
+            size = self._sizes[name] // shard[1]
             self._opened[name] = split.batches(
-                of_order, step, self._sizes[name] // shard[1], crop=name == "train", shard=shard
+                of_order, first[name], size, crop=name == "train", shard=shard
             )
 
-    def _placed(self, read: list[tuple[np.ndarray, np.ndarray]]) -> Batch:
+    def _placed(self, read: list[Pair]) -> Batch:
         def put(arrays: tuple[np.ndarray, ...]) -> jax.Array:
             return jax.make_array_from_process_local_data(self._sharding, np.stack(arrays))
 

@@ -40,6 +40,8 @@ class FusionRatio(NamedTuple):
     init: Callable[[Array, int], MetaParams]  # (key, num_classes) -> meta_params
     weights: Callable[[MetaParams, Situation], tuple[Array, Array]]  # -> hard_B, soft_B
     per_batch: PerBatch | None = None
+    # Finding the class means of a frozen teacher costs a pass over the training split.
+    reads_class_means: bool = True
 
 
 def nothing_learned(key: Array, num_classes: int) -> MetaParams:
@@ -101,14 +103,15 @@ def for_each_teacher(ratio: FusionRatio, num_teachers: int) -> FusionRatio:
         return hard_MxB.mean(axis=0), soft_MxB / num_teachers
 
     if ratio.per_batch is None:
-        return FusionRatio(init, weights)
+        return ratio._replace(init=init, weights=weights)
     per_batch = ratio.per_batch
 
     def start(batch_size: int) -> MetaParams:
         one = per_batch.start(batch_size)
         return jax.tree.map(lambda leaf: jnp.stack([leaf] * num_teachers), one)
 
-    return FusionRatio(init, weights, PerBatch(start, jax.vmap(per_batch.update)))
+    lifted = PerBatch(start, jax.vmap(per_batch.update))
+    return FusionRatio(init, weights, lifted, ratio.reads_class_means)
 
 
 def teacher_share(hard_weight_B: Array, soft_weight_B: Array) -> Array:

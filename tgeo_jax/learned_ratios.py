@@ -169,7 +169,7 @@ def bikd(*, hidden: Sequence[int] = (64, 64)) -> FusionRatio:
         weights_Bx2: Any = network.apply(meta_params, losses_Bx2)
         return weights_Bx2[:, 0], weights_Bx2[:, 1]
 
-    return FusionRatio(init, weights)
+    return FusionRatio(init, weights, reads_class_means=False)
 
 
 def rw() -> FusionRatio:
@@ -201,7 +201,7 @@ def rw() -> FusionRatio:
         del situation
         return meta_params["hard"], meta_params["soft"]
 
-    return FusionRatio(nothing_learned, weights, PerBatch(start, update))
+    return FusionRatio(nothing_learned, weights, PerBatch(start, update), reads_class_means=False)
 
 
 def _check_widths(name: str, hidden: Sequence[int]) -> None:

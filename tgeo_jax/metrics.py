@@ -114,7 +114,7 @@ def of_logits(
     Returns:
         `accuracy`, `cross_entropy`, `calibration` (the sum of `confidence - right` in each of
         `CALIBRATION_BINS` bins of confidence, from which `summarise` makes `ece`), with K > 5
-        `top5_accuracy`, and with a teacher `teacher_agreement` and
+        `top5_accuracy`, and with a teacher's logits `teacher_agreement` and
         `teacher_kl` = KL(teacher || student) at temperature 1.
 
     References:
@@ -142,7 +142,7 @@ def of_logits(
     }
     if logits_BxK.shape[-1] > 5:
         own_B = jnp.take_along_axis(logits_BxK, labels_B[:, None], axis=-1)
-        # As in a stable sort: equal logits in the order of their indices, NaN last.
+        # As in a stable sort: equal logits in the order of their indices; what is NaN is last.
         later = jnp.arange(logits_BxK.shape[-1])[None, :] >= labels_B[:, None]
         after = (logits_BxK < own_B) | (later & (logits_BxK == own_B))
         rank_B = jnp.sum(~after, axis=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
 import pathlib
 import platform
@@ -28,7 +29,11 @@ _OF_SEED = (
 
 
 def result(
-    run: Run, records: list[dict[str, Any]], seeds: tuple[int, ...], teacher: dict | None
+    run: Run,
+    records: list[dict[str, Any]],
+    seeds: tuple[int, ...],
+    teacher: dict | None,
+    commits: list[str],
 ) -> dict[str, Any]:
     """Puts a result together.
 
@@ -36,11 +41,12 @@ def result(
         run: what was trained.
         records: of metrics.jsonl, to the last step.
         seeds: that were trained.
-        teacher: its accuracies, where one taught.
+        teacher: what is known of it, where one taught.
+        commits: of the code that trained, more than one if the run was resumed by other code.
 
     Returns:
         JSON values. Means are over seeds; `best_by_validation` is, for each seed, at its epoch of
-        best validation accuracy. `commit` is that of the code that finished the run.
+        best validation accuracy. `commit` holds several hashes joined by "+" where there were some.
     """
     per_seed = [_of_seed(seed, records) for seed in seeds]
     devices, dataset = jax.devices(), run.dataset
@@ -60,11 +66,14 @@ def result(
             "name": run.config.data.name,
             "digest": dataset.digest(),
             **{split: len(getattr(dataset, split)) for split in splits},
+            "mean": list(dataset.mean),
+            "std": list(dataset.std),
             # Of a stream, what this process met since it started.
             "corrupt": list(dataset.corrupt),
         },
         "device": f"{len(devices)} x {devices[0].device_kind}",
-        "commit": commit(pathlib.Path(__file__).parent),
+        "commit": "+".join(commits),
+        "finished": datetime.datetime.now(datetime.UTC).strftime("%FT%TZ"),
         "versions": {
             "tgeo_jax": __version__,
             "jax": jax.__version__,
@@ -106,11 +115,11 @@ def mean_and_std(values: list[float]) -> dict[str, float | None]:
     return {"mean": float(np.mean(values)), "std": std}
 
 
-def commit(folder: pathlib.Path) -> str:
+def commit(folder: pathlib.Path = pathlib.Path(__file__).parent) -> str:
     """The git commit of the code in a folder, with "-dirty" where it was changed since.
 
     Args:
-        folder: in a checkout, or not.
+        folder: in a checkout, or not; this package by default.
 
     Returns:
         The hash, or "unknown" outside of a checkout.

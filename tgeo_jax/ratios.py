@@ -137,7 +137,7 @@ def annealed(*, shape: str = "linear") -> FusionRatio:
         ones_B = jnp.ones_like(situation.soft_B)
         return (1 - alpha) * ones_B, alpha * ones_B
 
-    return FusionRatio(nothing_learned, weights)
+    return FusionRatio(nothing_learned, weights, reads_class_means=False)
 
 
 def ada() -> FusionRatio:
@@ -163,7 +163,7 @@ def ada() -> FusionRatio:
         alpha_B = jnp.maximum((num_classes * jnp.exp(-teacher_loss_B) - 1) / (num_classes - 1), 0)
         return 1 - alpha_B, alpha_B
 
-    return FusionRatio(nothing_learned, weights)
+    return FusionRatio(nothing_learned, weights, reads_class_means=False)
 
 
 def wls(*, beta: float = 2.25, convex: bool = False) -> FusionRatio:
@@ -202,7 +202,7 @@ def wls(*, beta: float = 2.25, convex: bool = False) -> FusionRatio:
         weight_B = 1 - jnp.exp(-student_B / (teacher_B + 1e-7))
         return (1 - weight_B, weight_B) if convex else (jnp.ones_like(weight_B), beta * weight_B)
 
-    return FusionRatio(nothing_learned, weights)
+    return FusionRatio(nothing_learned, weights, reads_class_means=False)
 
 
 RATIOS: dict[str, Callable[..., FusionRatio]] = {
@@ -227,4 +227,4 @@ def _fixed(name: str, hard: float, soft: float, warmup_epochs: int) -> FusionRat
         grown = jnp.minimum(situation.epoch / warmup_epochs, 1) if warmup_epochs else 1
         return hard * ones_B, soft * grown * ones_B
 
-    return FusionRatio(nothing_learned, weights)
+    return FusionRatio(nothing_learned, weights, reads_class_means=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 from typing import Any
 
@@ -17,18 +16,17 @@ from ml_collections import ConfigDict
 from tgeo_jax import (
     checkpoint,
     choices,
-    convert,
     evaluate,
     geometry,
     models,
+    origins,
     randomness,
     roles,
     workdir,
-    writers,
 )
 from tgeo_jax import config as configs
 from tgeo_jax.data import fingerprints, logits_cache, sources, streaming
-from tgeo_jax.errors import CheckpointError, ConfigError
+from tgeo_jax.errors import ConfigError
 from tgeo_jax.method import Distillation
 from tgeo_jax.state import Batch, Teacher
 
@@ -136,13 +134,17 @@ def context(
 
     Returns:
         Variables and class means, [K, K] or one for each teacher that has its own ratio; both None
-        where no teacher is frozen.
+        where no teacher is frozen, the means also where the ratio does not look at them.
 
     References:
         TGeo-KD (arXiv 2312.15112), T-bar: the teacher is frozen, so once is enough.
     """
     if trained is None or method.role.peer is not None:
         return Teacher(None, None)
+    # Where logits are stored, the step does not need the network.
+    variables = None if method.role.cached is not None else trained.variables
+    if not method.ratio.reads_class_means:
+        return Teacher(variables, None)
     predict = trained.predict(method.clean_view)
     if method.role.num_teachers:
         predict = evaluate.predictor(trained.module, method.clean_view)
@@ -157,8 +159,7 @@ def context(
             for one in (logits if logits.ndim == 3 else logits[None])
         ]
         means = jnp.stack(each) if method.role.num_teachers else each[0]
-    # Where logits are stored, the step does not need the network.
-    return Teacher(None if method.role.cached is not None else trained.variables, means)
+    return Teacher(variables, means)
 
 
 def _streamed_means(
@@ -208,6 +209,8 @@ def with_logits(
         "views": role.views,
         "augmentation": augmentation if role.views else None,
     }
+    if config.precision != "float32":
+        header["precision"] = config.precision
 
     def compute() -> np.ndarray:
         return _all_views(method, trained, images, ids, config.data.eval_batch_size)
@@ -270,6 +273,8 @@ def _cache_path(config: ConfigDict) -> pathlib.Path:
         name += f"-{cached.views}x{cached.augmentation_seed}"
         name += f"-crop{config.data.crop_padding}" + "-flip" * config.data.flip
         name += "".join(f"-{f}{config.data[f]:g}" for f in _augmentations(config)[2:])
+    if not cached.name and config.precision != "float32":
+        name += f"-{config.precision}"
     if not cached.name and (config.data.fraction < 1 or config.data.imbalance > 1):
         kept = [f"{config.data[f]:g}" for f in ("fraction", "imbalance", "validation_fraction")]
         name += f"-of-{'-'.join(kept)}-{config.data.split_seed}"
@@ -293,104 +298,12 @@ def _trained(
     return Trained(module, variables)
 
 
-# What a network's run and this one must agree in, and what runs had before they said so.
-_AGREE: dict[str, Any] = {
-    "name": None,
-    "validation_fraction": None,
-    "split_seed": None,
-    "pipeline": "resident",  # a stream's split is not stratified
-    "mean": [],
-    "std": [],
-}
-
-
 def _folder(
     config: ConfigDict, dataset: Dataset, path: str, role: str, field: str
 ) -> workdir.Workdir:
-    folder = workdir.trained(path, role, how_to_get(config, path))
-    there = folder.config()
-    if "converted" in there:
-        _check_normalisation(there["converted"], dataset, field)
-        return folder
-    # Another split would have taught the teacher what this run holds out.
-    for name, absent in _AGREE.items():
-        found, here = there["data"].get(name, absent), config.data[name]
-        here = list(here) if isinstance(here, tuple) else here
-        if found != here:
-            why = "the held-out examples are the same"
-            if name in ("mean", "std"):
-                why = "both see the same input"
-            raise CheckpointError(
-                f"{field}: that network was trained with data.{name}={found!r}, this run has "
-                f"{here!r}; they must agree, so that {why}"
-            )
+    folder = workdir.trained(path, role, origins.how_to_get(config, role, path))
+    origins.check_agrees(config, dataset, folder, field)
     return folder
-
-
-def _check_normalisation(converted: dict[str, Any], dataset: Dataset, field: str) -> None:
-    for name, here in (("mean", dataset.mean), ("std", dataset.std)):
-        if not np.allclose(converted[name], here, atol=5e-4):
-            raise CheckpointError(
-                f"{field}: that checkpoint was converted for inputs normalised by {name} "
-                f"{tuple(converted[name])}, this run has {tuple(here)}; set data.{name}, or "
-                f"convert again with --{name}"
-            )
-
-
-def how_to_get(config: ConfigDict, path: str) -> str:
-    """How a user comes by the network that a configuration names as its teacher.
-
-    Examples:
-        >>> print(how_to_get(configs.default(), "runs/teacher"))
-        train one with
-          python -m experiments.main --config=configs/digits/teacher.py --workdir=runs/teacher
-    """
-    name, data = config.teacher.name, config.data.name
-    main = "python -m experiments.main --config=configs"
-    train = f"train one with\n  {main}/teachers/{data}.py:{name} --workdir={path}"
-    if data == "digits":
-        return f"train one with\n  {main}/digits/teacher.py --workdir={path}"
-    download = f" ({convert.DOWNLOADS[name]})" if name in convert.DOWNLOADS else ""
-    made = (
-        f"convert a PyTorch checkpoint{download} with\n"
-        f"  python -m experiments.convert --name={name} --checkpoint=FILE --workdir={path}"
-    )
-    if data in sources.TOO_LARGE:
-        return made
-    return f"{train}\nor {made}"
-
-
-def save_converted(
-    folder: pathlib.Path,
-    name: str,
-    variables: PyTree,
-    *,
-    source: pathlib.Path,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> None:
-    """Makes a folder that `teacher.workdir` can name of a network trained elsewhere.
-
-    Args:
-        folder: to be made.
-        name: of the network, a key of `models.MODELS`.
-        variables: from `convert.from_torch`.
-        source: the file that they came from; its name and SHA-256 are kept.
-        mean: of its input normalisation, by channel.
-        std: likewise.
-
-    Raises:
-        ConfigError: the folder holds a run already.
-    """
-    target = workdir.Workdir(folder)
-    if (folder / "config.json").exists():
-        raise ConfigError(f"--workdir={folder}: holds a run already; name another folder")
-    checkpoint.save_network(target.checkpoints, variables)
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    converted = {"file": source.name, "sha256": digest, "mean": list(mean), "std": list(std)}
-    described = {"student": {"name": name}, "converted": converted}
-    writers.write_atomically(folder / "config.json", json.dumps(described, indent=2) + "\n")
-    target.write_result({"converted": converted})  # last: a folder with a result is whole
 
 
 def _check_fits(module: nn.Module, variables: PyTree, dataset: Dataset, field: str) -> None:

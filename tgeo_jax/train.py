@@ -11,11 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from tgeo_jax import checkpoint, distill, evaluate, feeds, outcome, parallel, samples, teachers
+from tgeo_jax import (
+    checkpoint,
+    distill,
+    evaluate,
+    feeds,
+    origins,
+    outcome,
+    parallel,
+    samples,
+    teachers,
+)
 from tgeo_jax import config as configs
 from tgeo_jax import workdir as workdirs
 from tgeo_jax.assemble import Run, assemble
-from tgeo_jax.data import streaming
+from tgeo_jax.data import fingerprints, streaming
 from tgeo_jax.dispatch import Dispatcher, Outcome, Resident
 from tgeo_jax.errors import CheckpointError, TrainingError
 from tgeo_jax.metrics import Mean, summarise
@@ -51,6 +61,7 @@ def run(config: ConfigDict, workdir: str | pathlib.Path, *, progress: bool = Tru
         return finished
     assembled = assemble(config)
     folder.claim(config)
+    folder.note_commit(outcome.commit())
     with workdirs.only_one(folder):
         trainer = _Trainer(assembled, folder, progress)
         try:
@@ -195,7 +206,11 @@ class _Trainer:
         pending: list[Outcome] = []
         in_flight = _dispatches_in_flight(self.run.mesh)
         for num_steps in _chunks(boundary - step, _steps_per_dispatch(self.run)):
-            data = self.feed.chunk(step, num_steps)
+            try:
+                data = self.feed.chunk(step, num_steps)
+            except Exception:  # no next batch, but everything up to it is trained
+                self.checkpoints.save(int(self.state.step), self.state, self.best)
+                raise
             self.state, found = self.dispatcher.run(self.state, self.teacher, data, num_steps)
             pending.append(found)
             step += num_steps
@@ -286,9 +301,11 @@ class _Trainer:
                 f"which {self.folder.checkpoints} has; restore the file, or remove the newest "
                 "checkpoint and run the command again"
             )
-        return outcome.result(self.run, records, self.seeds, self._accuracies_of_teacher())
+        taught, commits = self._about_teacher(), self.folder.commits()
+        return outcome.result(self.run, records, self.seeds, taught, commits)
 
-    def _accuracies_of_teacher(self) -> dict[str, float] | None:
+    def _about_teacher(self) -> dict[str, Any] | None:
+        """Accuracies and, of a frozen one, a fingerprint."""
         if self.teacher_evaluator is None:
             return None
         splits = {"train": self.train_split, "test": self.test}
@@ -300,7 +317,13 @@ class _Trainer:
             for name, split in splits.items()
         }
         # Of one that trained along, the mean over the seeds.
-        return {f"{k}_accuracy": float(np.mean(v.total / v.count)) for k, v in found.items()}
+        about: dict[str, Any] = {
+            f"{k}_accuracy": float(np.mean(v.total / v.count)) for k, v in found.items()
+        }
+        if self.state.teacher is None:
+            about["fingerprint"] = fingerprints.of(jax.device_get(variables))
+            about["converted"] = origins.converted(self.run.config)
+        return about
 
 
 @jax.jit

@@ -17,6 +17,9 @@ from tgeo_jax import config as configs
 from tgeo_jax import writers
 from tgeo_jax.errors import CheckpointError, ConfigError
 
+# A run may go on with other values of these.
+_NO_NUMBER_DEPENDS_ON = ("data.dir", "data.workers", "data.max_corrupt", "train.checkpoint_every")
+
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
@@ -59,6 +62,17 @@ class Workdir:
         path = self.path / "result.json"
         return json.loads(path.read_text()) if path.exists() else None
 
+    def note_commit(self, commit: str) -> None:
+        """Keeps which code trains here; a resumed run may have seen several commits."""
+        known = self.commits()
+        if not known or known[-1] != commit:
+            writers.write_atomically(self.path / "commits.json", json.dumps([*known, commit]))
+
+    def commits(self) -> list[str]:
+        """The commits whose code trained here, in their order."""
+        path = self.path / "commits.json"
+        return json.loads(path.read_text()) if path.exists() else []
+
     def write_result(self, result: dict[str, Any]) -> None:
         """Marks the run as finished."""
         writers.write_atomically(self.path / "result.json", json.dumps(result, indent=2) + "\n")
@@ -71,7 +85,13 @@ class Workdir:
         """
         if not (self.path / "config.json").exists():
             return
-        changed = configs.differences(self.config(), json.loads(configs.to_json(config)))
+        now = json.loads(configs.to_json(config))
+        default = json.loads(configs.to_json(configs.default()))
+        before = _completed(self.config(), default)
+        for field in _NO_NUMBER_DEPENDS_ON:
+            section, name = field.split(".")
+            before[section][name] = now[section][name]
+        changed = configs.differences(before, now)
         if changed:
             raise ConfigError(
                 f"{self.path} holds a run with another configuration:\n  "
@@ -89,6 +109,17 @@ class Workdir:
         if not (self.path / "config.json").exists():
             self.path.mkdir(parents=True, exist_ok=True)
             writers.write_atomically(self.path / "config.json", configs.to_json(config))
+
+
+def _completed(old: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    """An older version's configuration; fields that came later have what was done before."""
+    found = dict(old)
+    for name, value in default.items():
+        if isinstance(value, dict) and isinstance(old.get(name), dict):
+            found[name] = _completed(old[name], value)
+        elif name not in old:
+            found[name] = value
+    return found
 
 
 @contextlib.contextmanager

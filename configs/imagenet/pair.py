@@ -1,4 +1,4 @@
-"""A teacher-student pair on ImageNet with any method: 100 epochs, the published recipe.
+"""A teacher-student pair on ImageNet with any method by the usual recipe of 100 epochs.
 
 The argument is `teacher-student,method`; the pairs to reproduce are in `PAIRS`. Needs TFDS's
 `imagenet2012` as array_record (`python -m experiments.prepare --dataset=imagenet2012` says how)

@@ -197,7 +197,7 @@ def load(
         fraction: share of the remaining training examples that is kept, stratified, in (0, 1].
         imbalance: how many times as many examples the first class keeps as the last, >= 1; what is
             held out stays balanced (see `splits.long_tailed`).
-        mean: for normalisation, by channel; empty for that of the training pixels.
+        mean: for normalisation, by channel; empty for that of all pixels not held out.
         std: likewise.
 
     Returns:
@@ -210,10 +210,12 @@ def load(
     """
     dataset = builder(name, data_dir)
     check_prepared(dataset, name, data_dir)
-    whole, test = (_read(dataset, split) for split in ("train", "test"))
+    whole, test = (read(dataset, split) for split in ("train", "test"))
     class_names = tuple(dataset.info.features["label"].names)
     classes = len(class_names)
     kept, held_out = splits.stratified(whole.labels, validation_fraction, split_seed, classes)
+    # Before anything is dropped: a teacher that learned from all of it sees the same input.
+    mean, std = _normalisation(whole.take(kept).images, tuple(mean), tuple(std))
     if imbalance > 1:
         splits.check_balanced(whole.labels[held_out], validation_fraction, classes)
     if fraction < 1:
@@ -222,14 +224,13 @@ def load(
         kept = kept[splits.long_tailed(whole.labels[kept], imbalance, split_seed, classes)]
     train = whole.take(kept)
     labels = splits.corrupt_labels(train.labels, label_noise, split_seed, classes)
-    found_mean, found_std = _normalisation(train.images, tuple(mean), tuple(std))
     return Dataset(
         train=dataclasses.replace(train, labels=labels),
         validation=whole.take(held_out),
         test=test,
         class_names=class_names,
-        mean=found_mean,
-        std=found_std,
+        mean=mean,
+        std=std,
     )
 
 
@@ -272,7 +273,8 @@ def _normalisation(
     return mean or tuple(pixels.mean(0).tolist()), std or tuple(pixels.std(0).tolist())
 
 
-def _read(dataset: tfds.core.DatasetBuilder, split: str) -> Split:
+def read(dataset: tfds.core.DatasetBuilder, split: str) -> Split:
+    """All examples of a prepared dataset's split, in the order of their ids."""
     source = dataset.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
     examples = [source[index] for index in range(len(source))]
     # By id, so that the order does not depend on how TFDS shuffled the records when writing.

@@ -11,13 +11,9 @@ import contextlib
 import dataclasses
 import functools
 import math
-import multiprocessing
-import os
 import pathlib
 import resource
-import signal
 import sys
-import threading
 from collections.abc import Generator
 from typing import Any
 
@@ -25,13 +21,14 @@ import grain
 import jax
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import flags, logging
+from absl import logging
 
 from tgeo_jax.data import crops, fingerprints, sources
+from tgeo_jax.data import workers as processes
 from tgeo_jax.errors import ConfigError, DataError
 
 _SUBSTITUTES = 64  # tried in the place of a corrupt image before giving up
-_BUFFERED = 2  # batches that a worker, or all threads together, decode ahead
+_BUFFERED = processes.BUFFERED  # batches that a worker, or all threads together, decode ahead
 _THREADS = 16
 
 
@@ -99,6 +96,11 @@ class Stream:
         return len(self.records)
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Of what comes out: S, S, C."""
+        return (self.image_size, self.image_size, self.channels)
+
+    @property
     def corrupt(self) -> tuple[str, ...]:
         """The images so far that could not be decoded."""
         return tuple(self._corrupt.values())
@@ -134,13 +136,25 @@ class Stream:
         decode = _Decode(self.records, self.image_size, self.channels, seed if crop else None)
         examples = share[first_step * batch_size :].map(decode)
         if self.workers:
-            read = _by_workers(examples.batch(batch_size), self.workers)
+            read = processes.read(examples.batch(batch_size), self.workers)
         else:
             read = self._by_threads(examples, batch_size)
         with contextlib.closing(iter(read)) as iterator:
-            for batch in iterator:
+            while True:
+                batch = self._next(iterator)
                 self._note(batch["corrupt"])
                 yield batch["image"], batch["label"]
+
+    def _next(self, iterator: Any) -> dict[str, Any]:
+        try:
+            return next(iterator)
+        except RuntimeError as error:
+            if not self.workers:
+                raise
+            raise DataError(
+                f"data.workers={self.workers}: a worker process ended ({error}); where memory or "
+                "/dev/shm is short (docs/data.md), use fewer workers, or 0 for threads"
+            ) from error
 
     def sweep(
         self, batch_size: int
@@ -211,8 +225,7 @@ class StreamedDataset:
     @property
     def example(self) -> np.ndarray:
         """An image, [1, S, S, C], for its shape and dtype."""
-        size = self.train.image_size
-        return np.zeros((1, size, size, self.train.channels), np.uint8)
+        return np.zeros((1, *self.train.image_shape), np.uint8)
 
     @property
     def corrupt(self) -> tuple[str, ...]:
@@ -342,35 +355,16 @@ class _Decode:
                 continue
             return _decoded(pixels, found["label"], first if attempt else -1)
         if self.substitute:
-            raise DataError(f"{_SUBSTITUTES} images after {self.records.called(first)} are corrupt")
+            raise DataError(
+                f"data.name={self.records.name!r}: {_SUBSTITUTES} images from "
+                f"{self.records.called(first)} on cannot be decoded; prepare the dataset again"
+            )
         blank = np.zeros((self.size, self.size, self.channels), np.uint8)
         return _decoded(blank, found["label"], first)
 
 
 def _decoded(pixels: np.ndarray, label: int, corrupt: int) -> dict[str, Any]:
     return {"image": pixels, "label": np.int32(label), "corrupt": np.int64(corrupt)}
-
-
-def _by_workers(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
-    if not flags.FLAGS.is_parsed():  # outside of a command, Grain's own are not, and it asks
-        flags.FLAGS.mark_as_parsed()
-    read = batches.to_iter_dataset(grain.ReadOptions(num_threads=0))
-    options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=_BUFFERED)
-    return read.mp_prefetch(options, _end_with_parent)
-
-
-def _end_with_parent(worker: int, workers: int) -> None:
-    """Nobody else ends a worker whose parent was killed; Ctrl-C is for the parent to handle."""
-    del worker, workers
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-    def wait() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent is not None
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def process_shard() -> tuple[int, int]:

@@ -36,6 +36,10 @@ class VGG(nn.Module):
     @nn.compact
     def __call__(self, images_BxHxWxC: Array, train: bool = False) -> Array:
         x = images_BxHxWxC
+        if min(x.shape[1:3]) < 2**_POOLED:
+            raise ValueError(
+                f"images of {x.shape[1]}x{x.shape[2]} pixels: too small, use 8x8 or more"
+            )
         for block, (depth, width) in enumerate(zip(self.depths, _WIDTHS, strict=True)):
             for index in range(depth):
                 # The original counts convolution, norm and activation in one sequence.
