@@ -51,13 +51,12 @@ def _dataset(records: list[Record], published: Mapping[str, Any], notes: dict) -
     lines, placed = [], []
     for group in published.get("groups", ()):
         own = [r for r in standard if any(_place(r, pair) for pair in group["pairs"])]
-        if own:
-            recipe = f"Our runs by the standard recipe: {_settings(published['recipe'])}."
-            lines += [f"### {group['name']}", "", recipe, ""]
-            lines += [*_group(group["pairs"], own, published["rows"], notes), ""]
-            placed += own
-    if published and not placed:
-        lines += ["No run by the standard recipe stands beside the published rows yet.", ""]
+        told = "Our runs by the standard recipe"
+        if not own:
+            told = "None of our runs here is by the standard recipe yet"
+        lines += [f"### {group['name']}", "", f"{told}: {_settings(published['recipe'])}.", ""]
+        lines += [*_group(group["pairs"], own, published["rows"], notes), ""]
+        placed += own
     others = [record for record in records if record not in placed]
     return lines + (_other_runs(others, published, notes) if others else [])
 
