@@ -95,8 +95,8 @@ def save_network(directory: pathlib.Path, variables: PyTree) -> None:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder) / "checkpoints"
         ...     save_network(path, {"params": {"w": np.ones(2)}, "batch_stats": {}})
-        ...     load_network(path, "best")["params"]["w"]
-        array([1., 1.])
+        ...     load_network(path, "best")["params"]["w"].tolist()
+        [1.0, 1.0]
     """
     of_one_seed = jax.tree.map(lambda leaf: np.asarray(leaf)[None], variables)
     checkpoints = Checkpoints(directory)

@@ -74,7 +74,8 @@ class MobileNetV2(nn.Module):
 
     Examples:
         >>> images = jax.numpy.zeros((2, 32, 32, 3))
-        >>> MobileNetV2(10).init_with_output(jax.random.key(0), images)[0].shape
+        >>> net = MobileNetV2(10)
+        >>> jax.eval_shape(net.init_with_output, jax.random.key(0), images)[0].shape
         (2, 10)
     """
 
@@ -120,7 +121,8 @@ class SmallMobileNetV2(nn.Module):
 
     Examples:
         >>> images = jax.numpy.zeros((2, 32, 32, 3))
-        >>> SmallMobileNetV2(10).init_with_output(jax.random.key(0), images)[0].shape
+        >>> net = SmallMobileNetV2(10)
+        >>> jax.eval_shape(net.init_with_output, jax.random.key(0), images)[0].shape
         (2, 10)
     """
 
@@ -161,7 +163,8 @@ class MobileNetV1(nn.Module):
 
     Examples:
         >>> images = jax.numpy.zeros((2, 32, 32, 3))
-        >>> MobileNetV1(10).init_with_output(jax.random.key(0), images)[0].shape
+        >>> net = MobileNetV1(10)
+        >>> jax.eval_shape(net.init_with_output, jax.random.key(0), images)[0].shape
         (2, 10)
     """
 

@@ -75,7 +75,7 @@ class ResNet(nn.Module):
     Examples:
         >>> images = jax.numpy.zeros((2, 32, 32, 3))
         >>> net = ResNet(100, (1, 1, 1), (16, 16, 32, 64))
-        >>> net.init_with_output(jax.random.key(0), images)[0].shape
+        >>> jax.eval_shape(net.init_with_output, jax.random.key(0), images)[0].shape
         (2, 100)
     """
 

@@ -65,7 +65,8 @@ class ShuffleNetV1(nn.Module):
 
     Examples:
         >>> images = jnp.zeros((2, 32, 32, 3))
-        >>> ShuffleNetV1(10).init_with_output(jax.random.key(0), images)[0].shape
+        >>> net = ShuffleNetV1(10)
+        >>> jax.eval_shape(net.init_with_output, jax.random.key(0), images)[0].shape
         (2, 10)
     """
 
@@ -132,7 +133,8 @@ class ShuffleNetV2(nn.Module):
 
     Examples:
         >>> images = jnp.zeros((2, 32, 32, 3))
-        >>> ShuffleNetV2(10).init_with_output(jax.random.key(0), images)[0].shape
+        >>> net = ShuffleNetV2(10)
+        >>> jax.eval_shape(net.init_with_output, jax.random.key(0), images)[0].shape
         (2, 10)
     """
 

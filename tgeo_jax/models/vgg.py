@@ -25,7 +25,8 @@ class VGG(nn.Module):
 
     Examples:
         >>> images = jax.numpy.zeros((2, 32, 32, 3))
-        >>> VGG(100, (1, 1, 1, 1, 1)).init_with_output(jax.random.key(0), images)[0].shape
+        >>> net = VGG(100, (1, 1, 1, 1, 1))
+        >>> jax.eval_shape(net.init_with_output, jax.random.key(0), images)[0].shape
         (2, 100)
     """
 

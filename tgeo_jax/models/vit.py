@@ -87,7 +87,8 @@ class ViT(nn.Module):
 
     Examples:
         >>> images = jnp.zeros((2, 32, 32, 3))
-        >>> ViT(10, width=12, depth=1, heads=3).init_with_output(jax.random.key(0), images)[0].shape
+        >>> net = ViT(10, width=12, depth=1, heads=3)
+        >>> jax.eval_shape(net.init_with_output, jax.random.key(0), images)[0].shape
         (2, 10)
     """
 

@@ -57,7 +57,8 @@ class WideResNet(nn.Module):
 
     Examples:
         >>> images = jax.numpy.zeros((2, 32, 32, 3))
-        >>> WideResNet(100, 10, 1).init_with_output(jax.random.key(0), images)[0].shape
+        >>> net = WideResNet(100, 10, 1)
+        >>> jax.eval_shape(net.init_with_output, jax.random.key(0), images)[0].shape
         (2, 100)
     """
 
