@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,7 +35,10 @@ def _parse(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        print(f"error: {_unknown_field(argv) or error}", file=sys.stderr)
+        # What a config file says of its argument comes with the traceback as text around it.
+        said = re.search(r"^tgeo_jax\.errors\.\w+: (.*)", str(error), re.DOTALL | re.MULTILINE)
+        told = said[1].strip() if said else error
+        print(f"error: {_unknown_field(argv) or told}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -291,6 +291,10 @@ def test_each_config_runs_by_the_command_in_its_docstring(
             "data.validation_fraction=2.0: must lie strictly in (0, 1)",
         ),
         (["--config=configs/digits/nothing.py"], "configs/digits/nothing.py: no such file"),
+        (
+            ["--config=configs/cifar100/pair.py:resnet56-resnet2,tgeo"],
+            "error: student 'resnet2': unknown network; did you mean",
+        ),
     ],
 )
 def test_bad_input_is_one_message_without_a_traceback(command, tmp_path, arguments, message):
