@@ -214,6 +214,14 @@ def _histogram(arrays: Any) -> Figure:
     return figure
 
 
+def _named(arrays: Any, index: int) -> tuple[str, str]:
+    """The label of a sample and what the first teacher says, by name where names are known."""
+    classes = arrays["label"][index], arrays["teacher_class"][0][index]
+    names = arrays.get("class_names", ())
+    label, said = (str(names[c] if len(names) else c).replace("_", " ") for c in classes)
+    return label, said
+
+
 def _extremes(arrays: Any) -> Figure:
     per_row = 8
     ends = (("lowest", "trusted least"), ("highest", "trusted most"))
@@ -230,9 +238,10 @@ def _extremes(arrays: Any) -> Figure:
             grid.flat, arrays[end], arrays[f"{end}_images"], strict=False
         ):
             axes.imshow(image.squeeze(), cmap="gray_r" if image.shape[-1] == 1 else None)
-            label, said = arrays["label"][index], arrays["teacher_class"][0][index]
+            label, said = _named(arrays, index)
             axes.set_title(
-                f"{label}, says {said}\n{arrays['ratio'][0][index]:.2f}",
+                f"{label}{', ' if len(label + said) < 8 else chr(10)}says {said}\n"
+                f"{arrays['ratio'][0][index]:.2f}",
                 fontsize=8,
                 color=_COLOURS[0] if label == said else _COLOURS[1],
             )

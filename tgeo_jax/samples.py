@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -66,12 +67,13 @@ def save(
     ratio_SxN: np.ndarray,
     teacher_logits: np.ndarray,
     train: Batch,
+    class_names: Sequence[str] = (),
 ) -> None:
     """Writes samples.npz: per-sample numbers of all samples, pictures of the first seed's extremes.
 
     Arrays: `ratio` [seeds, N]; `teacher_right`, `teacher_class` [1, N], or [seeds, N] of a teacher
     that trained along; `label` [N]; `lowest`, `highest` (indices) and `lowest_images`,
-    `highest_images`.
+    `highest_images`; `class_names` [K], if they are known.
     """
     labels_N = np.asarray(train.labels_B)
     order = np.argsort(ratio_SxN[0], kind="stable")
@@ -83,6 +85,7 @@ def save(
         "teacher_class": classes_TxN,
         "teacher_right": classes_TxN == labels_N,
         "label": labels_N,
+        "class_names": np.asarray(class_names, str),
         **ends,
         **{f"{name}_images": images[indices] for name, indices in ends.items()},
     }

@@ -291,7 +291,7 @@ class _Trainer:
         ratio = samples.ratios_of_samples(
             method, self.teacher, self.state, student_logits, compared, np.asarray(train.labels_B)
         )
-        samples.save(self.folder.samples, ratio, said, train)
+        samples.save(self.folder.samples, ratio, said, train, self.run.dataset.class_names)
 
     def _result(self) -> dict[str, Any]:
         records = read_records(self.folder.metrics)
