@@ -243,7 +243,9 @@ def test_each_layer_is_one_operation_on_the_result_of_the_layers_before():
     for before, after in ((images, one), (one, two)):
         for image, found in zip(before, after, strict=True):
             candidates = np.asarray(every(which, image, magnitude))
-            assert found.tobytes() in {candidate.tobytes() for candidate in candidates}
+            # One grey level apart at most: how a sum is compiled decides its last bit.
+            apart = np.abs(candidates.astype(int) - found.astype(int))
+            assert apart.reshape(len(candidates), -1).max(1).min() <= 1
     assert len({image.tobytes() for image in two}) > 6
 
 
