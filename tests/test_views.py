@@ -15,6 +15,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from tgeo_jax.data import randaugment, views
 
 OPERATIONS = randaugment.OPERATIONS
+ROUNDED = ("autocontrast", "brightness", "colour", "contrast")
 SIGNED = (
     "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness", "colour", "contrast"
 )  # fmt: skip
@@ -243,9 +244,9 @@ def test_each_layer_is_one_operation_on_the_result_of_the_layers_before():
     for before, after in ((images, one), (one, two)):
         for image, found in zip(before, after, strict=True):
             candidates = np.asarray(every(which, image, magnitude))
-            # One grey level apart at most: how a sum is compiled decides its last bit.
-            apart = np.abs(candidates.astype(int) - found.astype(int))
-            assert apart.reshape(len(candidates), -1).max(1).min() <= 1
+            # Of products and sums the last bit depends on what they are compiled with.
+            apart = np.abs(candidates.astype(int) - found.astype(int)).reshape(24, -1).max(1)
+            assert (apart <= [name in ROUNDED for name in 2 * OPERATIONS]).any()
     assert len({image.tobytes() for image in two}) > 6
 
 

@@ -158,10 +158,13 @@ def test_bfloat16_logits_are_those_of_float32_up_to_its_rounding(name):
     images = np.random.RandomState(0).randn(4, 32, 32, 3).astype(np.float32)
     exact, rounded = (models.build(name, 5, precision=p) for p in ("float32", "bfloat16"))
     variables = jax.jit(exact.init)(jax.random.key(0), images)
-    # Not jitted: the CPU compiler of jax 0.12.0 makes NaN of it (docs/models.md).
     a, b = (np.asarray(net.apply(variables, images)) for net in (exact, rounded))
     assert b.dtype == np.float32
     assert 0 < np.abs(a - b).max() < 0.05 * np.abs(a).max()  # 8 bits of mantissa
+    if name == "resnet8" and jax.__version__.startswith("0.12.0"):
+        pytest.xfail("the CPU compiler of jax 0.12.0 makes NaN of it, see docs/models.md")
+    a, b = (np.asarray(jax.jit(net.apply)(variables, images)) for net in (exact, rounded))
+    assert 0 < np.abs(a - b).max() < 0.05 * np.abs(a).max()
 
 
 def test_kernels_are_drawn_with_the_variance_that_the_originals_use():

@@ -23,7 +23,11 @@ _NO_NUMBER_DEPENDS_ON = ("data.dir", "data.workers", "data.max_corrupt", "train.
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """config.json, checkpoints/, metrics.jsonl, tensorboard/, samples.npz, result.json, report/."""
+    """A run's folder.
+
+    It holds config.json, commits.json, checkpoints/, metrics.jsonl, tensorboard/, samples.npz,
+    result.json and report/.
+    """
 
     path: pathlib.Path
 

@@ -7,7 +7,7 @@ BiKD's recipe (Nguyen et al. 2026). Train the teacher with `teacher` as the meth
 long tail.
 Command: python -m experiments.main --config=configs/cifar100/longtail.py:cifar100,100,bikd \\
     --workdir=runs/longtail/cifar100-100/bikd
-Cost: minutes on a GPU; on two CPU cores a few minutes an epoch.
+Cost: not measured yet.
 Expected: no run is recorded yet.
 """
 

@@ -7,7 +7,7 @@ and a teacher, converted from its publisher's checkpoint (`python -m experiments
 dataset itself is not redistributable: this config was run on stand-ins of its layout only.
 Command: python -m experiments.main --config=configs/imagenet/pair.py:resnet34-resnet18,tgeo \\
     --workdir=runs/imagenet/resnet34-resnet18/tgeo
-Cost: days on one GPU.
+Cost: not measured yet.
 Expected: no run is recorded yet.
 """
 

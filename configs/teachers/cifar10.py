@@ -4,7 +4,7 @@ The argument is the network's name, with `,large_batch` for the preset that suit
 tenth of the training images is held out, the same as in the students' runs.
 Command: python -m experiments.main --config=configs/teachers/cifar10.py:resnet56 \\
     --workdir=runs/cifar10/teachers/resnet56
-Cost: minutes on a GPU; on two CPU cores about 10 minutes an epoch for resnet56.
+Cost: not measured yet.
 Expected: no run is recorded yet.
 """
 

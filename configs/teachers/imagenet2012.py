@@ -4,7 +4,7 @@ The argument is the network's name. Needs TFDS's `imagenet2012` as array_record 
 experiments.prepare --dataset=imagenet2012` says how).
 Command: python -m experiments.main --config=configs/teachers/imagenet2012.py:resnet34 \\
     --workdir=runs/imagenet/teachers/resnet34
-Cost: days on one GPU.
+Cost: not measured yet.
 Expected: no run is recorded yet.
 """
 

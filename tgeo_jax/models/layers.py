@@ -67,6 +67,38 @@ def norm(train: bool, *, name: str, dtype: Dtype) -> nn.BatchNorm:
     )
 
 
+def conv_norm(
+    x: Array,
+    features: int,
+    size: int,
+    strides: int = 1,
+    *,
+    names: tuple[str, str],
+    train: bool,
+    dtype: Dtype,
+    **options: Any,
+) -> Array:
+    """A convolution and its norm; to be called inside a compact module.
+
+    Args:
+        x: [B, H, W, C].
+        features: channels that come out.
+        size: of the kernel.
+        strides: of the convolution.
+        names: of both, as in the original.
+        train: whether by batch statistics.
+        dtype: of the computation.
+        **options: `groups`, `bias` and `init` of `conv`.
+
+    Returns:
+        Normalised features, without an activation.
+
+    Examples: the networks of this package, `resnet.BasicBlock` for one.
+    """
+    x = conv(features, size, strides, name=names[0], dtype=dtype, **options)(x)
+    return norm(train, name=names[1], dtype=dtype)(x)
+
+
 def pooled(x_BxHxWxC: Array) -> Array:
     """The mean over positions, in float32 or better.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 from jax.nn import initializers
 
-from tgeo_jax.models.layers import Dtype, conv, head, norm, pooled
+from tgeo_jax.models.layers import Dtype, conv_norm, head, pooled
 
 Array = jax.Array
 # Expansion, channels, repeats, first stride. At 32x32 the second group does not stride.
@@ -52,15 +53,13 @@ class _Inverted(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: Array, train: bool) -> Array:
-        x, width, dtype = x_BxHxWxC, x_BxHxWxC.shape[-1] * self.expansion, self.dtype
+        layer = functools.partial(conv_norm, train=train, dtype=self.dtype)
+        x, width = x_BxHxWxC, x_BxHxWxC.shape[-1] * self.expansion
         *expand, depthwise, project = self.names
-        for name, norm_name in expand:
-            x = conv(width, 1, name=name, dtype=dtype)(x)
-            x = self.activation(norm(train, name=norm_name, dtype=dtype)(x))
-        x = conv(width, 3, self.strides, name=depthwise[0], dtype=dtype, groups=width)(x)
-        x = self.activation(norm(train, name=depthwise[1], dtype=dtype)(x))
-        x = conv(self.features, 1, name=project[0], dtype=dtype)(x)
-        x = norm(train, name=project[1], dtype=dtype)(x)
+        for names in expand:
+            x = self.activation(layer(x, width, 1, names=names))
+        x = self.activation(layer(x, width, 3, self.strides, names=depthwise, groups=width))
+        x = layer(x, self.features, 1, names=project)
         fits = self.strides == 1 and x_BxHxWxC.shape[-1] == self.features
         return x + x_BxHxWxC if fits else x
 
@@ -84,8 +83,8 @@ class MobileNetV2(nn.Module):
 
     @nn.compact
     def __call__(self, images_BxHxWxC: Array, train: bool = False) -> Array:
-        x = conv(32, 3, 2, name="features_0_0", dtype=self.dtype)(images_BxHxWxC)
-        x = nn.relu6(norm(train, name="features_0_1", dtype=self.dtype)(x))
+        layer = functools.partial(conv_norm, train=train, dtype=self.dtype)
+        x = nn.relu6(layer(images_BxHxWxC, 32, 3, 2, names=("features_0_0", "features_0_1")))
         index = 0
         for expansion, features, repeats, first in _GROUPS:
             for repeat in range(repeats):
@@ -102,8 +101,8 @@ class MobileNetV2(nn.Module):
                     name=f"features_{index}",
                 )
                 x = block(x, train)
-        x = conv(_LAST, 1, name=f"features_{index + 1}_0", dtype=self.dtype)(x)
-        x = nn.relu6(norm(train, name=f"features_{index + 1}_1", dtype=self.dtype)(x))
+        last = f"features_{index + 1}"
+        x = nn.relu6(layer(x, _LAST, 1, names=(f"{last}_0", f"{last}_1")))
         normal = initializers.normal(0.01)
         return head(self.num_classes, _LAST, name="classifier_1", init=normal)(pooled(x))
 
@@ -132,8 +131,8 @@ class SmallMobileNetV2(nn.Module):
 
     @nn.compact
     def __call__(self, images_BxHxWxC: Array, train: bool = False) -> Array:
-        x = conv(int(32 * self.width), 3, 2, name="conv1_0", dtype=self.dtype)(images_BxHxWxC)
-        x = nn.relu(norm(train, name="conv1_1", dtype=self.dtype)(x))
+        layer = functools.partial(conv_norm, train=train, dtype=self.dtype)
+        x = nn.relu(layer(images_BxHxWxC, int(32 * self.width), 3, 2, names=("conv1_0", "conv1_1")))
         names = (("conv_0", "conv_1"), ("conv_3", "conv_4"), ("conv_6", "conv_7"))
         for group, (expansion, channels, repeats, first) in enumerate(_GROUPS):
             for repeat in range(repeats):
@@ -148,8 +147,7 @@ class SmallMobileNetV2(nn.Module):
                     name=f"blocks_{group}_{repeat}",
                 )
                 x = block(x, train)
-        x = conv(_LAST, 1, name="conv2_0", dtype=self.dtype)(x)
-        x = nn.relu(norm(train, name="conv2_1", dtype=self.dtype)(x))
+        x = nn.relu(layer(x, _LAST, 1, names=("conv2_0", "conv2_1")))
         normal = initializers.normal(0.01)
         return head(self.num_classes, _LAST, name="classifier_0", init=normal)(pooled(x))
 
@@ -173,12 +171,10 @@ class MobileNetV1(nn.Module):
 
     @nn.compact
     def __call__(self, images_BxHxWxC: Array, train: bool = False) -> Array:
-        x = conv(32, 3, 2, name="model_0_0", dtype=self.dtype)(images_BxHxWxC)
-        x = nn.relu(norm(train, name="model_0_1", dtype=self.dtype)(x))
+        layer = functools.partial(conv_norm, train=train, dtype=self.dtype)
+        x = nn.relu(layer(images_BxHxWxC, 32, 3, 2, names=("model_0_0", "model_0_1")))
         for index, (features, strides) in enumerate(_SEPARABLE, start=1):
             width, name = x.shape[-1], f"model_{index}"
-            x = conv(width, 3, strides, name=f"{name}_0", dtype=self.dtype, groups=width)(x)
-            x = nn.relu(norm(train, name=f"{name}_1", dtype=self.dtype)(x))
-            x = conv(features, 1, name=f"{name}_3", dtype=self.dtype)(x)
-            x = nn.relu(norm(train, name=f"{name}_4", dtype=self.dtype)(x))
+            x = nn.relu(layer(x, width, 3, strides, names=(f"{name}_0", f"{name}_1"), groups=width))
+            x = nn.relu(layer(x, features, 1, names=(f"{name}_3", f"{name}_4")))
         return head(self.num_classes, x.shape[-1], name="fc")(pooled(x))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 
-from tgeo_jax.models.layers import Dtype, conv, head, norm, pooled
+from tgeo_jax.models.layers import Dtype, conv_norm, head, pooled
 
 Array = jax.Array
 
@@ -22,11 +23,9 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: Array, train: bool) -> Array:
-        dtype = self.dtype
-        x = conv(self.planes, 3, self.strides, name="conv1", dtype=dtype)(x_BxHxWxC)
-        x = nn.relu(norm(train, name="bn1", dtype=dtype)(x))
-        x = conv(self.planes, 3, name="conv2", dtype=dtype)(x)
-        x = norm(train, name="bn2", dtype=dtype)(x)
+        layer = functools.partial(conv_norm, train=train, dtype=self.dtype)
+        x = nn.relu(layer(x_BxHxWxC, self.planes, 3, self.strides, names=("conv1", "bn1")))
+        x = layer(x, self.planes, 3, names=("conv2", "bn2"))
         return nn.relu(x + _projected(self, x_BxHxWxC, self.planes, train))
 
 
@@ -40,22 +39,18 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: Array, train: bool) -> Array:
-        dtype = self.dtype
-        x = conv(self.planes, 1, name="conv1", dtype=dtype)(x_BxHxWxC)
-        x = nn.relu(norm(train, name="bn1", dtype=dtype)(x))
-        x = conv(self.planes, 3, self.strides, name="conv2", dtype=dtype)(x)
-        x = nn.relu(norm(train, name="bn2", dtype=dtype)(x))
-        x = conv(4 * self.planes, 1, name="conv3", dtype=dtype)(x)
-        x = norm(train, name="bn3", dtype=dtype)(x)
+        layer = functools.partial(conv_norm, train=train, dtype=self.dtype)
+        x = nn.relu(layer(x_BxHxWxC, self.planes, 1, names=("conv1", "bn1")))
+        x = nn.relu(layer(x, self.planes, 3, self.strides, names=("conv2", "bn2")))
+        x = layer(x, 4 * self.planes, 1, names=("conv3", "bn3"))
         return nn.relu(x + _projected(self, x_BxHxWxC, 4 * self.planes, train))
 
 
 def _projected(block: BasicBlock | Bottleneck, x: Array, features: int, train: bool) -> Array:
     if block.strides == 1 and x.shape[-1] == features:
         return x
-    name, dtype = block.shortcut, block.dtype
-    x = conv(features, 1, block.strides, name=f"{name}_0", dtype=dtype)(x)
-    return norm(train, name=f"{name}_1", dtype=dtype)(x)
+    names = (f"{block.shortcut}_0", f"{block.shortcut}_1")
+    return conv_norm(x, features, 1, block.strides, names=names, train=train, dtype=block.dtype)
 
 
 class ResNet(nn.Module):
@@ -90,9 +85,9 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images_BxHxWxC: Array, train: bool = False) -> Array:
+        layer = functools.partial(conv_norm, train=train, dtype=self.dtype)
         size, strides = (7, 2) if self.stem == "7x7" else (3, 1)
-        x = conv(self.widths[0], size, strides, name="conv1", dtype=self.dtype)(images_BxHxWxC)
-        x = nn.relu(norm(train, name="bn1", dtype=self.dtype)(x))
+        x = nn.relu(layer(images_BxHxWxC, self.widths[0], size, strides, names=("conv1", "bn1")))
         if self.stem == "7x7":
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         block = Bottleneck if self.bottleneck else BasicBlock

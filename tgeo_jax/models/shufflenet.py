@@ -8,18 +8,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tgeo_jax.models.layers import (
-    Dtype,
-    channel_shuffle,
-    conv,
-    head,
-    norm,
-    pooled,
-    torch_default,
-)
+from tgeo_jax.models.layers import Dtype, channel_shuffle, conv_norm, head, pooled, torch_default
 
 Array = jax.Array
-_conv = functools.partial(conv, init=torch_default)
 _STEM = 24
 _GROUPS = 3  # of ShuffleNet V1
 _STAGES_V1 = ((240, 4), (480, 8), (960, 4))  # channels, blocks
@@ -36,20 +27,18 @@ class _Grouped(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: Array, train: bool) -> Array:
-        dtype, shortcut = self.dtype, x_BxHxWxC
+        layer = functools.partial(conv_norm, train=train, dtype=self.dtype, init=torch_default)
+        shortcut = x_BxHxWxC
         features, groups = self.features, _GROUPS
         if self.strides == 2:
             features -= x_BxHxWxC.shape[-1]  # what the shortcut brings along
         if x_BxHxWxC.shape[-1] == _STEM:
             groups = 1
         inside = features // 4
-        x = _conv(inside, 1, name="conv1", dtype=dtype, groups=groups)(x_BxHxWxC)
-        x = nn.relu(norm(train, name="bn1", dtype=dtype)(x))
+        x = nn.relu(layer(x_BxHxWxC, inside, 1, names=("conv1", "bn1"), groups=groups))
         x = channel_shuffle(x, groups)
-        x = _conv(inside, 3, self.strides, name="conv2", dtype=dtype, groups=inside)(x)
-        x = nn.relu(norm(train, name="bn2", dtype=dtype)(x))
-        x = _conv(features, 1, name="conv3", dtype=dtype, groups=_GROUPS)(x)
-        x = norm(train, name="bn3", dtype=dtype)(x)
+        x = nn.relu(layer(x, inside, 3, self.strides, names=("conv2", "bn2"), groups=inside))
+        x = layer(x, features, 1, names=("conv3", "bn3"), groups=_GROUPS)
         if self.strides == 1:
             return nn.relu(x + shortcut)
         shortcut = nn.avg_pool(shortcut, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
@@ -75,8 +64,8 @@ class ShuffleNetV1(nn.Module):
 
     @nn.compact
     def __call__(self, images_BxHxWxC: Array, train: bool = False) -> Array:
-        x = _conv(_STEM, 1, name="conv1", dtype=self.dtype)(images_BxHxWxC)
-        x = nn.relu(norm(train, name="bn1", dtype=self.dtype)(x))
+        layer = functools.partial(conv_norm, train=train, dtype=self.dtype, init=torch_default)
+        x = nn.relu(layer(images_BxHxWxC, _STEM, 1, names=("conv1", "bn1")))
         for stage, (features, depth) in enumerate(_STAGES_V1, start=1):
             for index in range(depth):
                 strides, name = (2 if index == 0 else 1), f"layer{stage}_{index}"
@@ -92,17 +81,13 @@ class _Down(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        dtype, half, width = self.dtype, self.features // 2, x.shape[-1]
-        left = _conv(width, 3, 2, name="conv1", dtype=dtype, groups=width)(x)
-        left = norm(train, name="bn1", dtype=dtype)(left)
-        left = _conv(half, 1, name="conv2", dtype=dtype)(left)
-        left = nn.relu(norm(train, name="bn2", dtype=dtype)(left))
-        right = _conv(half, 1, name="conv3", dtype=dtype)(x)
-        right = nn.relu(norm(train, name="bn3", dtype=dtype)(right))
-        right = _conv(half, 3, 2, name="conv4", dtype=dtype, groups=half)(right)
-        right = norm(train, name="bn4", dtype=dtype)(right)
-        right = _conv(half, 1, name="conv5", dtype=dtype)(right)
-        right = nn.relu(norm(train, name="bn5", dtype=dtype)(right))
+        layer = functools.partial(conv_norm, train=train, dtype=self.dtype, init=torch_default)
+        half, width = self.features // 2, x.shape[-1]
+        left = layer(x, width, 3, 2, names=("conv1", "bn1"), groups=width)
+        left = nn.relu(layer(left, half, 1, names=("conv2", "bn2")))
+        right = nn.relu(layer(x, half, 1, names=("conv3", "bn3")))
+        right = layer(right, half, 3, 2, names=("conv4", "bn4"), groups=half)
+        right = nn.relu(layer(right, half, 1, names=("conv5", "bn5")))
         return channel_shuffle(jnp.concatenate([left, right], axis=-1), 2)
 
 
@@ -113,14 +98,12 @@ class _Split(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        dtype, half = self.dtype, x.shape[-1] // 2
+        layer = functools.partial(conv_norm, train=train, dtype=self.dtype, init=torch_default)
+        half = x.shape[-1] // 2
         kept, x = x[..., :half], x[..., half:]
-        x = _conv(half, 1, name="conv1", dtype=dtype)(x)
-        x = nn.relu(norm(train, name="bn1", dtype=dtype)(x))
-        x = _conv(half, 3, name="conv2", dtype=dtype, groups=half)(x)
-        x = norm(train, name="bn2", dtype=dtype)(x)
-        x = _conv(half, 1, name="conv3", dtype=dtype)(x)
-        x = nn.relu(norm(train, name="bn3", dtype=dtype)(x))
+        x = nn.relu(layer(x, half, 1, names=("conv1", "bn1")))
+        x = layer(x, half, 3, names=("conv2", "bn2"), groups=half)
+        x = nn.relu(layer(x, half, 1, names=("conv3", "bn3")))
         return channel_shuffle(jnp.concatenate([kept, x], axis=-1), 2)
 
 
@@ -143,12 +126,11 @@ class ShuffleNetV2(nn.Module):
 
     @nn.compact
     def __call__(self, images_BxHxWxC: Array, train: bool = False) -> Array:
-        x = _conv(_STEM, 1, name="conv1", dtype=self.dtype)(images_BxHxWxC)
-        x = nn.relu(norm(train, name="bn1", dtype=self.dtype)(x))
+        layer = functools.partial(conv_norm, train=train, dtype=self.dtype, init=torch_default)
+        x = nn.relu(layer(images_BxHxWxC, _STEM, 1, names=("conv1", "bn1")))
         for stage, (features, depth) in enumerate(_STAGES_V2, start=1):
             x = _Down(features, self.dtype, name=f"layer{stage}_0")(x, train)
             for index in range(1, depth):
                 x = _Split(self.dtype, name=f"layer{stage}_{index}")(x, train)
-        x = _conv(_LAST_V2, 1, name="conv2", dtype=self.dtype)(x)
-        x = nn.relu(norm(train, name="bn2", dtype=self.dtype)(x))
+        x = nn.relu(layer(x, _LAST_V2, 1, names=("conv2", "bn2")))
         return head(self.num_classes, x.shape[-1], name="linear")(pooled(x))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 from jax.nn import initializers
 
-from tgeo_jax.models.layers import Dtype, conv, head, norm, pooled
+from tgeo_jax.models.layers import Dtype, conv_norm, head, pooled
 
 Array = jax.Array
 _WIDTHS = (64, 128, 256, 512, 512)
@@ -36,6 +37,7 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(self, images_BxHxWxC: Array, train: bool = False) -> Array:
+        layer = functools.partial(conv_norm, train=train, dtype=self.dtype)
         x = images_BxHxWxC
         if min(x.shape[1:3]) < 2**_POOLED:
             raise ValueError(
@@ -44,9 +46,8 @@ class VGG(nn.Module):
         for block, (depth, width) in enumerate(zip(self.depths, _WIDTHS, strict=True)):
             for index in range(depth):
                 # The original counts convolution, norm and activation in one sequence.
-                names = [f"block{block}_{3 * index + offset}" for offset in (0, 1)]
-                x = conv(width, 3, name=names[0], dtype=self.dtype, bias=True)(x)
-                x = nn.relu(norm(train, name=names[1], dtype=self.dtype)(x))
+                names = (f"block{block}_{3 * index}", f"block{block}_{3 * index + 1}")
+                x = nn.relu(layer(x, width, 3, names=names, bias=True))
             if block < _POOLED:
                 x = nn.max_pool(x, (2, 2), (2, 2))
         normal = initializers.normal(0.01)

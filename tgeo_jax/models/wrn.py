@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 
-from tgeo_jax.models.layers import Dtype, conv, head, norm, pooled
+from tgeo_jax.models.layers import Dtype, conv, conv_norm, head, norm, pooled
 
 Array = jax.Array
 
@@ -19,10 +21,10 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BxHxWxC: Array, train: bool) -> Array:
+        layer = functools.partial(conv_norm, train=train, dtype=self.dtype)
         dtype = self.dtype
         activated = nn.relu(norm(train, name="bn1", dtype=dtype)(x_BxHxWxC))
-        x = conv(self.planes, 3, self.strides, name="conv1", dtype=dtype)(activated)
-        x = nn.relu(norm(train, name="bn2", dtype=dtype)(x))
+        x = nn.relu(layer(activated, self.planes, 3, self.strides, names=("conv1", "bn2")))
         x = conv(self.planes, 3, name="conv2", dtype=dtype)(x)
         if x_BxHxWxC.shape[-1] == self.planes:
             return x + x_BxHxWxC
