@@ -84,9 +84,15 @@ def load(config: ConfigDict, dataset: Dataset) -> Trained | None:
                 variables.setdefault(collection, {})[f"models_{index}"] = values
         ensemble = roles.Ensemble(tuple(part.module for part in parts))
         return Trained(ensemble, variables, several=True)
-    options = configs.options_of(config.teacher)
+    # Nothing is kept for the backward pass of a teacher that has none. One that trains along has,
+    # and may be without blocks: the switch is the student's.
+    trains_along = choices.any_role(config.role).peer is not None
     module = models.build(
-        config.teacher.name, dataset.num_classes, precision=config.precision, **options
+        config.teacher.name,
+        dataset.num_classes,
+        precision=config.precision,
+        remat=config.remat and trains_along and models.has_blocks(config.teacher.name),
+        **configs.options_of(config.teacher),
     )
     needs_trained = choices.role(config.role, module).needs_trained
     if not needs_trained:

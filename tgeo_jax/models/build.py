@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -90,7 +91,14 @@ _WITH_OPTIONS: Mapping[str, type[nn.Module]] = {"mlp": MLP, "cnn": CNN}
 MODELS: Mapping[str, Callable[..., nn.Module]] = {**_WITH_OPTIONS, **SMALL, **LARGE}
 
 
-def build(name: str, num_classes: int, *, precision: str = "float32", **options: Any) -> nn.Module:
+def build(
+    name: str,
+    num_classes: int,
+    *,
+    precision: str = "float32",
+    remat: bool = False,
+    **options: Any,
+) -> nn.Module:
     """Makes a network by name.
 
     `module.apply(variables, images_BxHxWxC, train=False) -> logits_BxK`.
@@ -101,6 +109,8 @@ def build(name: str, num_classes: int, *, precision: str = "float32", **options:
         num_classes: K >= 2.
         precision: of the computation, a key of `PRECISIONS`; parameters, running statistics and
             logits are float32 either way.
+        remat: whether the backward pass recomputes the inside of every block instead of keeping
+            it: less memory for one more forward pass. Variables are the same either way.
         **options: the network's own fields, as its class documents them; only `mlp` and `cnn` have
             some.
 
@@ -108,8 +118,8 @@ def build(name: str, num_classes: int, *, precision: str = "float32", **options:
         A Linen module.
 
     Raises:
-        ValueError: an unknown name, precision or option, with the nearest known one, or fewer than
-            2 classes.
+        ValueError: an unknown name, precision or option, with the nearest known one, fewer than
+            2 classes, or `remat` for a network without blocks.
 
     Examples:
         >>> build("mlp", 10, hidden=(8,))
@@ -126,12 +136,32 @@ def build(name: str, num_classes: int, *, precision: str = "float32", **options:
         raise ValueError(f"precision={precision!r}: unknown{nearest(precision, PRECISIONS)}")
     if num_classes < 2:
         raise ValueError(f"num_classes={num_classes}: a classifier needs at least 2 classes")
+    if remat and not has_blocks(name):
+        raise ValueError(
+            f"remat=True: model {name!r} has no blocks to recompute; use remat=False, or a network "
+            "with blocks such as 'resnet20'"
+        )
     fields = default_options(name)
     for option in options:
         if option not in fields:
             known = nearest(option, fields) if fields else ": it has none"
             raise ValueError(f"model {name!r} has no option {option!r}{known}")
+    if remat:
+        options["remat"] = True
     return MODELS[name](num_classes=num_classes, dtype=PRECISIONS[precision], **options)
+
+
+def has_blocks(name: str) -> bool:
+    """Whether a network repeats a block, so that it can be built with `remat`.
+
+    Args:
+        name: a key of `MODELS`.
+
+    Examples:
+        >>> has_blocks("resnet20"), has_blocks("vgg8")
+        (True, False)
+    """
+    return "remat" in inspect.signature(MODELS[name]).parameters
 
 
 def default_options(name: str) -> dict[str, Any]:

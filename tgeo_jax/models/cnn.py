@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
+from tgeo_jax.models.convolution import convolve
 from tgeo_jax.models.layers import Dtype, norm, pooled
 
 
@@ -36,6 +37,13 @@ class CNN(nn.Module):
         x = images_BxHxWxC
         for index, width in enumerate(self.widths):
             strides = (1, 1) if index == 0 else (2, 2)
-            x = nn.Conv(width, (3, 3), strides, use_bias=False, dtype=self.dtype)(x)
+            x = nn.Conv(
+                width,
+                (3, 3),
+                strides,
+                use_bias=False,
+                dtype=self.dtype,
+                conv_general_dilated=convolve,
+            )(x)
             x = nn.relu(norm(train, name=f"BatchNorm_{index}", dtype=self.dtype)(x))
         return nn.Dense(self.num_classes)(pooled(x))

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
+from tgeo_jax.models.convolution import convolve
+
 Array = jax.Array
 Dtype = Any
 he_fan_out = initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -52,6 +54,7 @@ def conv(
         dtype=dtype,
         kernel_init=init,
         name=name,
+        conv_general_dilated=convolve,
     )
 
 
@@ -97,6 +100,23 @@ def conv_norm(
     """
     x = conv(features, size, strides, name=names[0], dtype=dtype, **options)(x)
     return norm(train, name=names[1], dtype=dtype)(x)
+
+
+def recomputed(block: Any, remat: bool, *, static: tuple[int, ...] = (2,)) -> Any:
+    """A block that, with `remat`, keeps its input alone for the backward pass and runs again there.
+
+    Args:
+        block: a module's class, or a function whose first argument is a module. Give what comes of
+            it the name that the block would have: the class has another one now.
+        remat: False: the block as it is.
+        static: which arguments are no arrays, the module counting as 0; by default `train`, the
+            second argument of most blocks.
+
+    Examples:
+        >>> recomputed(nn.Dense, False) is nn.Dense
+        True
+    """
+    return nn.remat(block, static_argnums=static) if remat else block
 
 
 def pooled(x_BxHxWxC: Array) -> Array:

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 from jax.nn import initializers
 
-from tgeo_jax.models.layers import Dtype, conv_norm, head, pooled
+from tgeo_jax.models.layers import Dtype, conv_norm, head, pooled, recomputed
 
 Array = jax.Array
 # Expansion, channels, repeats, first stride. At 32x32 the second group does not stride.
@@ -70,6 +70,7 @@ class MobileNetV2(nn.Module):
     Attributes:
         num_classes: K.
         dtype: of the computation.
+        remat: whether blocks are recomputed in the backward pass instead of kept.
 
     Examples:
         >>> images = jax.numpy.zeros((2, 32, 32, 3))
@@ -80,18 +81,19 @@ class MobileNetV2(nn.Module):
 
     num_classes: int
     dtype: Dtype = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images_BxHxWxC: Array, train: bool = False) -> Array:
         layer = functools.partial(conv_norm, train=train, dtype=self.dtype)
         x = nn.relu6(layer(images_BxHxWxC, 32, 3, 2, names=("features_0_0", "features_0_1")))
-        index = 0
+        inverted, index = recomputed(_Inverted, self.remat), 0
         for expansion, features, repeats, first in _GROUPS:
             for repeat in range(repeats):
                 index += 1
                 pairs = (("conv_0_0", "conv_0_1"), ("conv_1_0", "conv_1_1"), ("conv_2", "conv_3"))
                 without_expansion = (("conv_0_0", "conv_0_1"), ("conv_1", "conv_2"))
-                block = _Inverted(
+                block = inverted(
                     features,
                     first if repeat == 0 else 1,
                     expansion,
@@ -117,6 +119,7 @@ class SmallMobileNetV2(nn.Module):
         num_classes: K.
         width: factor over the channels of the blocks; the last layer keeps 1,280.
         dtype: of the computation.
+        remat: whether blocks are recomputed in the backward pass instead of kept.
 
     Examples:
         >>> images = jax.numpy.zeros((2, 32, 32, 3))
@@ -128,16 +131,18 @@ class SmallMobileNetV2(nn.Module):
     num_classes: int
     width: float = 0.5
     dtype: Dtype = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images_BxHxWxC: Array, train: bool = False) -> Array:
         layer = functools.partial(conv_norm, train=train, dtype=self.dtype)
         x = nn.relu(layer(images_BxHxWxC, int(32 * self.width), 3, 2, names=("conv1_0", "conv1_1")))
+        inverted = recomputed(_Inverted, self.remat)
         names = (("conv_0", "conv_1"), ("conv_3", "conv_4"), ("conv_6", "conv_7"))
         for group, (expansion, channels, repeats, first) in enumerate(_GROUPS):
             for repeat in range(repeats):
                 strides = first if repeat == 0 and group != 1 else 1
-                block = _Inverted(
+                block = inverted(
                     int(channels * self.width),
                     strides,
                     expansion,
@@ -152,12 +157,22 @@ class SmallMobileNetV2(nn.Module):
         return head(self.num_classes, _LAST, name="classifier_0", init=normal)(pooled(x))
 
 
+def _separable(
+    net: MobileNetV1, x: Array, features: int, strides: int, name: str, train: bool
+) -> Array:
+    """Depthwise 3x3, then 1x1; no module of its own, because the original's names are flat."""
+    layer, width = functools.partial(conv_norm, train=train, dtype=net.dtype), x.shape[-1]
+    x = nn.relu(layer(x, width, 3, strides, names=(f"{name}_0", f"{name}_1"), groups=width))
+    return nn.relu(layer(x, features, 1, names=(f"{name}_3", f"{name}_4")))
+
+
 class MobileNetV1(nn.Module):
     """MobileNetV1 (Howard et al. 2017, arXiv 1704.04861) for ImageNet.
 
     Attributes:
         num_classes: K.
         dtype: of the computation.
+        remat: whether blocks are recomputed in the backward pass instead of kept.
 
     Examples:
         >>> images = jax.numpy.zeros((2, 32, 32, 3))
@@ -168,13 +183,13 @@ class MobileNetV1(nn.Module):
 
     num_classes: int
     dtype: Dtype = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images_BxHxWxC: Array, train: bool = False) -> Array:
         layer = functools.partial(conv_norm, train=train, dtype=self.dtype)
         x = nn.relu(layer(images_BxHxWxC, 32, 3, 2, names=("model_0_0", "model_0_1")))
+        block = recomputed(_separable, self.remat, static=(2, 3, 4, 5))
         for index, (features, strides) in enumerate(_SEPARABLE, start=1):
-            width, name = x.shape[-1], f"model_{index}"
-            x = nn.relu(layer(x, width, 3, strides, names=(f"{name}_0", f"{name}_1"), groups=width))
-            x = nn.relu(layer(x, features, 1, names=(f"{name}_3", f"{name}_4")))
+            x = block(self, x, features, strides, f"model_{index}", train)
         return head(self.num_classes, x.shape[-1], name="fc")(pooled(x))

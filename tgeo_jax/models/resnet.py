@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import flax.linen as nn
 import jax
 
-from tgeo_jax.models.layers import Dtype, conv_norm, head, pooled
+from tgeo_jax.models.layers import Dtype, conv_norm, head, pooled, recomputed
 
 Array = jax.Array
 
@@ -66,6 +66,7 @@ class ResNet(nn.Module):
         shortcut: what the original calls its projections.
         last: what it calls its last layer.
         dtype: of the computation.
+        remat: whether blocks are recomputed in the backward pass instead of kept.
 
     Examples:
         >>> images = jax.numpy.zeros((2, 32, 32, 3))
@@ -82,6 +83,7 @@ class ResNet(nn.Module):
     shortcut: str = "downsample"
     last: str = "fc"
     dtype: Dtype = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images_BxHxWxC: Array, train: bool = False) -> Array:
@@ -90,7 +92,7 @@ class ResNet(nn.Module):
         x = nn.relu(layer(images_BxHxWxC, self.widths[0], size, strides, names=("conv1", "bn1")))
         if self.stem == "7x7":
             x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
-        block = Bottleneck if self.bottleneck else BasicBlock
+        block = recomputed(Bottleneck if self.bottleneck else BasicBlock, self.remat)
         for stage, (depth, planes) in enumerate(zip(self.depths, self.widths[1:], strict=True)):
             for index in range(depth):
                 strides = 2 if stage > 0 and index == 0 else 1

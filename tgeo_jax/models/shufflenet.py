@@ -8,7 +8,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tgeo_jax.models.layers import Dtype, channel_shuffle, conv_norm, head, pooled, torch_default
+from tgeo_jax.models.layers import (
+    Dtype,
+    channel_shuffle,
+    conv_norm,
+    head,
+    pooled,
+    recomputed,
+    torch_default,
+)
 
 Array = jax.Array
 _STEM = 24
@@ -51,6 +59,7 @@ class ShuffleNetV1(nn.Module):
     Attributes:
         num_classes: K.
         dtype: of the computation.
+        remat: whether blocks are recomputed in the backward pass instead of kept.
 
     Examples:
         >>> images = jnp.zeros((2, 32, 32, 3))
@@ -61,15 +70,17 @@ class ShuffleNetV1(nn.Module):
 
     num_classes: int
     dtype: Dtype = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images_BxHxWxC: Array, train: bool = False) -> Array:
         layer = functools.partial(conv_norm, train=train, dtype=self.dtype, init=torch_default)
         x = nn.relu(layer(images_BxHxWxC, _STEM, 1, names=("conv1", "bn1")))
+        block = recomputed(_Grouped, self.remat)
         for stage, (features, depth) in enumerate(_STAGES_V1, start=1):
             for index in range(depth):
                 strides, name = (2 if index == 0 else 1), f"layer{stage}_{index}"
-                x = _Grouped(features, strides, self.dtype, name=name)(x, train)
+                x = block(features, strides, self.dtype, name=name)(x, train)
         return head(self.num_classes, x.shape[-1], name="linear")(pooled(x))
 
 
@@ -113,6 +124,7 @@ class ShuffleNetV2(nn.Module):
     Attributes:
         num_classes: K.
         dtype: of the computation.
+        remat: whether blocks are recomputed in the backward pass instead of kept.
 
     Examples:
         >>> images = jnp.zeros((2, 32, 32, 3))
@@ -123,14 +135,16 @@ class ShuffleNetV2(nn.Module):
 
     num_classes: int
     dtype: Dtype = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images_BxHxWxC: Array, train: bool = False) -> Array:
         layer = functools.partial(conv_norm, train=train, dtype=self.dtype, init=torch_default)
         x = nn.relu(layer(images_BxHxWxC, _STEM, 1, names=("conv1", "bn1")))
+        down, split = recomputed(_Down, self.remat), recomputed(_Split, self.remat)
         for stage, (features, depth) in enumerate(_STAGES_V2, start=1):
-            x = _Down(features, self.dtype, name=f"layer{stage}_0")(x, train)
+            x = down(features, self.dtype, name=f"layer{stage}_0")(x, train)
             for index in range(1, depth):
-                x = _Split(self.dtype, name=f"layer{stage}_{index}")(x, train)
+                x = split(self.dtype, name=f"layer{stage}_{index}")(x, train)
         x = nn.relu(layer(x, _LAST_V2, 1, names=("conv2", "bn2")))
         return head(self.num_classes, x.shape[-1], name="linear")(pooled(x))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from tgeo_jax.models.layers import Dtype
+from tgeo_jax.models.layers import Dtype, recomputed
 
 Array = jax.Array
 _PATCH = 16
@@ -80,6 +80,7 @@ class ViT(nn.Module):
         depth: blocks.
         heads: attention heads.
         dtype: of the computation.
+        remat: whether blocks are recomputed in the backward pass instead of kept.
 
     References:
         ViT (Dosovitskiy et al. 2020, arXiv 2010.11929); DeiT (Touvron et al. 2020, arXiv
@@ -97,6 +98,7 @@ class ViT(nn.Module):
     depth: int
     heads: int
     dtype: Dtype = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images_BxHxWxC: Array, train: bool = False) -> Array:
@@ -107,8 +109,9 @@ class ViT(nn.Module):
         token = self.param("cls_token", _init, (1, 1, self.width))
         x = jnp.concatenate([jnp.tile(token.astype(x.dtype), (x.shape[0], 1, 1)), x], axis=1)
         x = x + self.param("pos_embed", _init, (1, *x.shape[1:])).astype(x.dtype)
+        block = recomputed(_Block, self.remat, static=())
         for index in range(self.depth):
-            x = _Block(self.heads, self.dtype, name=f"blocks_{index}")(x)
+            x = block(self.heads, self.dtype, name=f"blocks_{index}")(x)
         read = _norm("norm", self.dtype)(x)[:, 0]
         read = read.astype(jnp.promote_types(read.dtype, jnp.float32))
         return nn.Dense(self.num_classes, kernel_init=_init, name="head")(read)

@@ -7,7 +7,7 @@ import functools
 import flax.linen as nn
 import jax
 
-from tgeo_jax.models.layers import Dtype, conv, conv_norm, head, norm, pooled
+from tgeo_jax.models.layers import Dtype, conv, conv_norm, head, norm, pooled, recomputed
 
 Array = jax.Array
 
@@ -39,12 +39,14 @@ class _Group(nn.Module):
     planes: int
     strides: int
     dtype: Dtype
+    remat: bool
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
+        block = recomputed(_Block, self.remat)
         for index in range(self.depth):
             strides = self.strides if index == 0 else 1
-            x = _Block(self.planes, strides, self.dtype, name=f"layer_{index}")(x, train)
+            x = block(self.planes, strides, self.dtype, name=f"layer_{index}")(x, train)
         return x
 
 
@@ -56,6 +58,7 @@ class WideResNet(nn.Module):
         depth: 6n + 4.
         widening: factor over 16, 32, 64 channels.
         dtype: of the computation.
+        remat: whether blocks are recomputed in the backward pass instead of kept.
 
     Examples:
         >>> images = jax.numpy.zeros((2, 32, 32, 3))
@@ -68,12 +71,14 @@ class WideResNet(nn.Module):
     depth: int
     widening: int
     dtype: Dtype = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images_BxHxWxC: Array, train: bool = False) -> Array:
         x = conv(16, 3, name="conv1", dtype=self.dtype)(images_BxHxWxC)
         for index, (width, strides) in enumerate(((16, 1), (32, 2), (64, 2)), start=1):
             planes, depth = width * self.widening, (self.depth - 4) // 6
-            x = _Group(depth, planes, strides, self.dtype, name=f"block{index}")(x, train)
+            group = _Group(depth, planes, strides, self.dtype, self.remat, name=f"block{index}")
+            x = group(x, train)
         x = nn.relu(norm(train, name="bn1", dtype=self.dtype)(x))
         return head(self.num_classes, x.shape[-1], name="fc", bias=False)(pooled(x))
