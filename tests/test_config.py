@@ -40,6 +40,7 @@ BAD = {
     "data.workers": -1,
     "data.max_corrupt": -1,
     "precision": "zzz",
+    "profile": "a\0b",
     "data.batch_size": 0,
     "data.eval_batch_size": -5,
     "student.name": "zzz",

@@ -19,7 +19,7 @@ from tgeo_jax.errors import CheckpointError
 torch = pytest.importorskip("torch")
 save_file = pytest.importorskip("safetensors.torch").save_file
 
-from tests import torch_imagenet, torch_nets  # noqa: E402
+from benchmarks import torch_imagenet, torch_nets  # noqa: E402
 
 CLASSES = 10
 NAMES = [*torch_nets.NETS, *torch_imagenet.NETS]

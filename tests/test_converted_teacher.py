@@ -20,7 +20,7 @@ from tgeo_jax.data import sources
 from tgeo_jax.errors import CheckpointError, ConfigError
 
 torch = pytest.importorskip("torch")
-from tests import torch_nets  # noqa: E402
+from benchmarks import torch_nets  # noqa: E402
 
 NAME = "resnet8"
 

@@ -45,18 +45,45 @@ def _states(method, seeds):
     return jax.jit(init)(np.asarray(seeds, np.uint32))
 
 
-def _run(method, seeds, chunks, data=DATA):
+def _run(method, seeds, chunks, data=DATA, **options):
     mesh = parallel.make_mesh(1, jax.devices()[:1])
-    dispatcher = Dispatcher(method, mesh, BATCH, META_BATCH)
-    state, outcomes = _states(method, seeds), []
+    dispatcher = Dispatcher(method, mesh, BATCH, META_BATCH, **options)
+    state, outcomes, step = _states(method, seeds), [], 0
     for num_steps in chunks:
-        state, outcome = dispatcher.run(state, methods.teacher(), data, num_steps)
+        state, outcome = dispatcher.run(state, methods.teacher(), data, num_steps, step)
+        step += num_steps
         outcomes.append(jax.device_get(outcome))
     return jax.device_get(state), outcomes
 
 
 def _close(a, b, rtol=2e-4, atol=1e-5):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("name", _METHODS)
+def test_steps_and_seeds_one_by_one_equal_those_in_a_loop_and_side_by_side(name, every):
+    method = methods.method(**_METHODS[name], meta_every=every)
+    looped, outcomes = _run(method, [3, 4, 5], [4])
+    free, apart = _run(method, [3, 4, 5], [1] * 4, loop_free=True)
+    _close(looped, free)
+    found = [outcome.sums for outcome in apart]
+    _close(outcomes[0].sums, jax.tree.map(lambda *parts: sum(parts), *found))
+
+
+def test_a_single_step_whose_number_is_known_has_no_branch():
+    mesh = parallel.make_mesh(1, jax.devices()[:1])
+    dispatcher = Dispatcher(methods.method(meta_every=2), mesh, BATCH, META_BATCH, loop_free=True)
+    arguments = _states(methods.method(), [3, 4]), methods.teacher(), DATA
+
+    def branches(num_steps, first_step):
+        program, is_new = dispatcher.program(*arguments, num_steps, first_step)
+        return is_new, program.as_text().count(" conditional(") > 0
+
+    assert branches(1, 0) == (True, False)
+    assert branches(1, 1) == (True, False)
+    assert branches(1, 2) == (False, False)  # as step 0
+    assert branches(2, 0) == (True, True)
 
 
 @pytest.mark.parametrize("order", distill.ORDERS)

@@ -16,6 +16,7 @@ from tgeo_jax import choices, distill, losses, models, optimizers, parallel, tea
 from tgeo_jax import config as configs
 from tgeo_jax.data import sources, streaming, views, workers
 from tgeo_jax.errors import ConfigError, DataError
+from tgeo_jax.models import convolution
 
 Dataset = sources.Dataset | streaming.StreamedDataset
 
@@ -32,6 +33,7 @@ class Run:
         anchor: variables of every seed's anchor, [seeds, ...]; None where the role has none.
         mesh: the devices.
         steps_per_epoch: full training batches in an epoch.
+        loop_free: whether steps and seeds come one by one, because a CPU convolves; see `dispatch`.
     """
 
     config: ConfigDict
@@ -41,6 +43,7 @@ class Run:
     anchor: Any
     mesh: Mesh
     steps_per_epoch: int
+    loop_free: bool
 
 
 def assemble(config: ConfigDict, *, anchor_comes_later: bool = False) -> Run:
@@ -94,7 +97,8 @@ def assemble(config: ConfigDict, *, anchor_comes_later: bool = False) -> Run:
         streams = 1 + (method.meta_learned and not method.prequential)
         rows = max(config.data.batch_size, config.meta.batch_size)
         workers.check_shared_memory(streams * config.data.workers, rows * dataset.example.nbytes)
-    return Run(config, dataset, method, teacher, anchor, mesh, steps_per_epoch)
+    loop_free = _wants_no_loops(method, mesh, dataset)
+    return Run(config, dataset, method, teacher, anchor, mesh, steps_per_epoch, loop_free)
 
 
 def _dataset(config: ConfigDict) -> Dataset:
@@ -128,6 +132,7 @@ def _method(
                 config.student.name,
                 dataset.num_classes,
                 precision=config.precision,
+                remat=config.remat,
                 **configs.options_of(config.student),
             ),
             num_classes=dataset.num_classes,
@@ -171,6 +176,14 @@ def _check_network(field: str, module: Any, dataset: Dataset) -> None:
         jax.eval_shape(module.init, jax.random.key(0), dataset.example.astype(np.float32))
     except (ValueError, TypeError, ZeroDivisionError) as error:  # whatever a network says
         raise ConfigError(f"{field}: does not fit this dataset: {error}") from error
+
+
+def _wants_no_loops(method: distill.Distillation, mesh: Mesh, dataset: Dataset) -> bool:
+    if mesh.devices.flat[0].platform != "cpu":
+        return False
+    trained = (method.student, method.role.peer)
+    key, images = jax.random.key(0), dataset.example.astype(np.float32)
+    return any(convolution.has_convolutions(m.init, key, images) for m in trained if m is not None)
 
 
 def _check_batch(mesh: Mesh, field: str, batch_size: int, split: Sized) -> None:

@@ -272,8 +272,10 @@ def prequential(
     if when is True:
         meta_grads = meta_gradient()
     else:
-        zeros = jax.tree.map(jnp.zeros_like, meta_params)
-        meta_grads = jax.lax.cond(when, meta_gradient, lambda: zeros)
+        meta_grads = jax.tree.map(jnp.zeros_like, meta_params)
+        if when is not False:
+            zeros = meta_grads
+            meta_grads = jax.lax.cond(when, meta_gradient, lambda: zeros)
     step = OneStep(meta_grads, new_params, new_opt_state, value, outer_value, inner_aux, outer_aux)
     return step, following
 

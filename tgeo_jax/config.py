@@ -87,6 +87,8 @@ def default() -> ConfigDict:
             },
             "mesh": {"seed": 1},  # devices along the seed axis; the rest share the batch
             "precision": "float32",  # of the networks' computation; or "bfloat16"
+            "remat": False,  # recompute the student's blocks in the backward pass, not keep them
+            "profile": "",  # folder for a trace of some dispatches, which xprof opens; empty: none
             "generation": 0,  # of a chain of runs; each has random numbers of its own
         }
     )
@@ -296,6 +298,7 @@ _RULES: dict[str, Rule] = {
     "train.checkpoint_every": _POSITIVE_INT,
     "mesh.seed": _POSITIVE_INT,
     "precision": _one_of(PRECISIONS),
+    "profile": (lambda v: "\0" not in v, "name a folder"),
     "generation": _NOT_NEGATIVE_INT,
     **{f"optimizer.{name}": rule for name, rule in _OPTIMIZER_RULES.items()},
     **{f"meta.optimizer.{name}": rule for name, rule in _OPTIMIZER_RULES.items()},

@@ -2,6 +2,8 @@
 
     order of examples -> scan over steps [ gather -> vmap over seeds [ step ] -> keep if finite ]
 
+XLA's CPU backend is slow at convolutions inside of loops and branches, and at those that `vmap`
+makes of several seeds; there a dispatch is one step, and seeds come one by one (`loop_free`).
 A step whose loss or update is not finite is undone, and so is everything after it in the same
 dispatch: the state that comes back is the last good one, its `step` names the step that failed.
 """
@@ -60,6 +62,7 @@ class Dispatcher:
         meta_batch_size: of the validation batches.
         streamed: whether `data` holds the batches of these steps in their order, [steps, B, ...],
             and not whole splits to choose from.
+        loop_free: whether seeds come one after another instead of side by side; see the module.
     """
 
     def __init__(
@@ -70,33 +73,76 @@ class Dispatcher:
         meta_batch_size: int,
         *,
         streamed: bool = False,
+        loop_free: bool = False,
     ):
-        self._method, self._mesh, self._streamed = method, mesh, streamed
-        self._batch_size, self._meta_batch_size = batch_size, meta_batch_size
+        self.method, self._mesh, self._streamed = method, mesh, streamed
+        self._loop_free = loop_free
+        self.batch_size, self._meta_batch_size = batch_size, meta_batch_size
         state, replicated = parallel.state_shardings(mesh), parallel.replicated(mesh)
         data = parallel.steps_sharding(mesh) if streamed else replicated
-        self._compiled = jax.jit(
+        self._programs: dict[tuple[int, bool | None], jax.stages.Compiled] = {}
+        self._jitted = jax.jit(
             self._run,
-            static_argnums=3,
+            static_argnums=(3, 4),
             donate_argnums=0,
             in_shardings=(state, replicated, data),
             out_shardings=(state, parallel.by_seed(mesh)),
         )
 
     def run(
-        self, state: TrainState, teacher: Teacher, data: Resident, num_steps: int
+        self,
+        state: TrainState,
+        teacher: Teacher,
+        data: Resident,
+        num_steps: int,
+        first_step: int | None = None,
     ) -> tuple[TrainState, Outcome]:
-        """Takes some steps from a state, which is donated: its buffers hold the result."""
-        return self._compiled(state, teacher, data, num_steps)
+        """Takes some steps from a state, which is donated: its buffers hold the result.
+
+        Args:
+            state: of all seeds.
+            teacher: of the method.
+            data: to choose from, or the batches of these steps.
+            num_steps: how many.
+            first_step: the state's step, where the host knows it: a single step then has no branch
+                for `meta_every`.
+        """
+        program, _ = self.program(state, teacher, data, num_steps, first_step)
+        return program(state, teacher, data)
+
+    def program(
+        self,
+        state: TrainState,
+        teacher: Teacher,
+        data: Resident,
+        num_steps: int,
+        first_step: int | None = None,
+    ) -> tuple[jax.stages.Compiled, bool]:
+        """The compiled program that `run` calls with these arguments, and whether it is new."""
+        static = self._static(num_steps, first_step)
+        is_new = static not in self._programs
+        if is_new:
+            lowered = self._jitted.lower(state, teacher, data, *static)
+            self._programs[static] = lowered.compile()
+        return self._programs[static], is_new
+
+    def _static(self, num_steps: int, first_step: int | None) -> tuple[int, bool | None]:
+        every = self.method.meta_every
+        if num_steps > 1 or first_step is None or every == 1:
+            return num_steps, None
+        return num_steps, first_step % every == 0
 
     def _run(
-        self, state: TrainState, teacher: Teacher, data: Resident, num_steps: int
+        self,
+        state: TrainState,
+        teacher: Teacher,
+        data: Resident,
+        num_steps: int,
+        updates_fusion: bool | None,
     ) -> tuple[TrainState, Outcome]:
         healthy = jnp.ones((), bool)
-        if self._method.prequential:
-            step, extra, xs = self._pipelined(state, teacher, data, num_steps)
-        else:
-            step, extra, xs = self._independent(state, teacher, data, num_steps)
+        make = self._pipelined if self.method.prequential else self._independent
+        step, extra, xs = make(state, teacher, data, num_steps, updates_fusion)
 
         def body(carry: tuple, indices: PyTree) -> tuple[tuple, Report]:
             state, extra, healthy = carry
@@ -114,14 +160,18 @@ class Dispatcher:
         return state, Outcome(sums, jax.tree.map(lambda values: values.any(0), failed))
 
     def _independent(
-        self, state: TrainState, teacher: Teacher, data: Resident, num_steps: int
+        self,
+        state: TrainState,
+        teacher: Teacher,
+        data: Resident,
+        num_steps: int,
+        updates_fusion: bool | None,
     ) -> tuple[Step, PyTree, PyTree]:
         """Steps that share nothing but the state: (step, its extra carry, indices to scan over)."""
-        of_seed = jax.vmap(
-            distill.train_step(self._method, teacher),
-            in_axes=(parallel.SEED_AXES, 0, 0),
-            out_axes=(parallel.SEED_AXES, 0),
-            spmd_axis_name="seed",
+        of_seed = self._over_seeds(
+            distill.train_step(self.method, teacher, updates_fusion),
+            (parallel.SEED_AXES, 0, 0),
+            (parallel.SEED_AXES, 0),
         )
 
         def step(state: TrainState, extra: PyTree, indices: PyTree) -> tuple:
@@ -130,8 +180,8 @@ class Dispatcher:
             stepped, found = of_seed(state, batch, outer)
             return stepped, extra, found
 
-        train = self._order(state, data.train, num_steps, self._batch_size, Purpose.TRAIN_ORDER)
-        if not self._method.meta_learned:
+        train = self._order(state, data.train, num_steps, self.batch_size, Purpose.TRAIN_ORDER)
+        if not self.method.meta_learned:
             return step, (), (train,)
         validation = self._order(
             state, data.validation, num_steps, self._meta_batch_size, Purpose.VALIDATION_ORDER
@@ -139,26 +189,32 @@ class Dispatcher:
         return step, (), (train, validation)
 
     def _pipelined(
-        self, state: TrainState, teacher: Teacher, data: Resident, num_steps: int
+        self,
+        state: TrainState,
+        teacher: Teacher,
+        data: Resident,
+        num_steps: int,
+        updates_fusion: bool | None,
     ) -> tuple[Step, PyTree, PyTree]:
         """Prequential steps: each hands its successor the forward pass on the successor's batch.
 
         A forward pass carries the trace that made it, and a scan compares those by identity: only
         its arrays ride in the carry, under the structure of the first one.
         """
-        start = jax.vmap(
-            lambda s, batch: distill.prequential_start(self._method, teacher, s, batch),
-            in_axes=(parallel.SEED_AXES, 0),
-            spmd_axis_name="seed",
+        start = self._over_seeds(
+            lambda s, batch: distill.prequential_start(self.method, teacher, s, batch),
+            (parallel.SEED_AXES, 0),
+            0,
         )
-        of_seed = jax.vmap(
-            lambda s, f, batch: distill.prequential_step(self._method, teacher, s, f, batch),
-            in_axes=(parallel.SEED_AXES, 0, 0),
-            out_axes=(parallel.SEED_AXES, 0, 0),
-            spmd_axis_name="seed",
+        of_seed = self._over_seeds(
+            lambda s, f, batch: distill.prequential_step(
+                self.method, teacher, s, f, batch, updates_fusion
+            ),
+            (parallel.SEED_AXES, 0, 0),
+            (parallel.SEED_AXES, 0, 0),
         )
         # One batch more than steps: each step's outer batch is its successor's.
-        order = self._order(state, data.train, num_steps + 1, self._batch_size, Purpose.TRAIN_ORDER)
+        order = self._order(state, data.train, num_steps + 1, self.batch_size, Purpose.TRAIN_ORDER)
         first_order = jax.tree.map(lambda values: values[0], order)
         first, structure = jax.tree.flatten(start(state, self._batch(data.train, first_order)))
 
@@ -169,6 +225,10 @@ class Dispatcher:
             return stepped, jax.tree.leaves(following), found
 
         return step, first, jax.tree.map(lambda values: values[1:], order)
+
+    def _over_seeds(self, function: Callable, in_axes: PyTree, out_axes: PyTree) -> Callable:
+        one_by_one = self._loop_free and self._mesh.shape["seed"] == 1
+        return parallel.over_seeds(function, in_axes, out_axes, one_by_one=one_by_one)
 
     def _order(
         self, state: TrainState, split: Batch, num_steps: int, batch_size: int, purpose: Purpose
@@ -191,6 +251,28 @@ class Dispatcher:
         indices_SxB = jax.lax.with_sharding_constraint(indices_SxB, sharding)
         batch = jax.tree.map(lambda values: values[indices_SxB], split)
         return jax.lax.with_sharding_constraint(batch, sharding)
+
+
+def chunks(steps: int, largest: int) -> list[int]:
+    """Cuts an interval into dispatches whose lengths differ by one at most: two compilations.
+
+    Examples:
+        >>> chunks(703, 300)
+        [235, 234, 234]
+    """
+    count = -(-steps // largest)
+    size, longer = divmod(steps, count)
+    return [size + 1] * longer + [size] * (count - longer)
+
+
+def most_in_flight(mesh: Mesh) -> int:
+    """How many dispatches may be queued behind the one that runs.
+
+    One hides the host's work. With several simulated CPU devices it must be none: queued programs
+    compete for the threads that their collectives wait in, and can deadlock.
+    """
+    device = mesh.devices.flat[0]
+    return 0 if device.platform == "cpu" and mesh.size > 1 else 1
 
 
 def _keep_if_finite(

@@ -80,7 +80,7 @@ def init_state(
 
 
 def train_step(
-    method: Distillation, teacher: Teacher
+    method: Distillation, teacher: Teacher, updates_fusion: bool | None = None
 ) -> Callable[[TrainState, Batch, Batch], tuple[TrainState, dict[str, metrics.Mean]]]:
     """The pure training step of a method.
 
@@ -93,6 +93,8 @@ def train_step(
     Args:
         method: what is trained.
         teacher: its variables and class means; arrays or tracers.
+        updates_fusion: whether this step takes the hypergradient; None: every `meta_every`-th does,
+            by a branch in the compiled program.
 
     Returns:
         `step(state, batch, val_batch) -> (state, metrics)`. With order `prequential`, `val_batch`
@@ -118,13 +120,17 @@ def train_step(
     def step(state: TrainState, batch: Batch, val_batch: Batch) -> tuple[TrainState, Found]:
         if method.meta_learned and method.order == "prequential":
             current = prequential_start(method, teacher, state, batch)
-            new_state, _, found = prequential_step(method, teacher, state, current, val_batch)
+            new_state, _, found = prequential_step(
+                method, teacher, state, current, val_batch, updates_fusion
+            )
             return new_state, found
         view, spoken = objective.look(method, teacher, state, state.step, batch), None
         if method.role.peer is not None:
             spoken = online.speak(method, state, view.inputs)
             view = view._replace(teacher_logits=jax.lax.stop_gradient(spoken.logits_BxK))
-        student, fusion, seen, outer = _student_step(method, teacher, state, view, val_batch)
+        student, fusion, seen, outer = _student_step(
+            method, teacher, state, view, val_batch, updates_fusion
+        )
         found, peer = metrics.of_step(seen, outer), state.teacher
         if spoken is not None:
             peer, said = online.listen(method, state, spoken, view, seen)
@@ -159,6 +165,7 @@ def prequential_step(
     state: TrainState,
     current: bilevel.Forward,
     next_batch: Batch,
+    updates_fusion: bool | None = None,
 ) -> tuple[TrainState, bilevel.Forward, dict[str, metrics.Mean]]:
     """One step given its own forward pass; returns the next batch's, to hand to the next call.
 
@@ -168,6 +175,7 @@ def prequential_step(
         state: before the step.
         current: `prequential_start` of this batch, or what the call before returned.
         next_batch: the next training batch, which is also the outer batch.
+        updates_fusion: as in `train_step`.
 
     Returns:
         (state, forward of the next batch, metrics).
@@ -179,6 +187,7 @@ def prequential_step(
         targets, labels_B = next_view.teacher_logits, next_view.labels_B
         return objective.outer_value(method, logits_BxK, targets, labels_B), None
 
+    when = _when(method, state, updates_fusion)
     result, following = bilevel.prequential(
         lambda logits, meta: objective.fused_loss(method, teacher, state, view, logits, meta),
         outer_loss,
@@ -188,26 +197,38 @@ def prequential_step(
         state.fusion.params,
         method.optimizer,
         state.student.opt_state,
-        when=method.meta_every == 1 or state.step % method.meta_every == 0,
+        when=when,
     )
     fusion = _update_fusion(method, state.fusion, result.meta_grads)
-    if method.meta_every > 1:
-        updated = state.step % method.meta_every == 0
-        fusion = jax.tree.map(lambda a, b: jnp.where(updated, a, b), fusion, state.fusion)
+    if when is not True:
+        fusion = jax.tree.map(lambda a, b: jnp.where(when, a, b), fusion, state.fusion)
     student = Learner(result.params, batch_stats, result.opt_state)
     outer = objective.outer_metric(result.outer_value, next_batch)
     return _advance(state, student, fusion), following, metrics.of_step(result.inner_aux, outer)
 
 
+def _when(method: Distillation, state: TrainState, updates_fusion: bool | None) -> bool | Array:
+    """Whether this step takes the hypergradient, as a constant where that is known."""
+    if updates_fusion is not None or method.meta_every == 1:
+        return updates_fusion is not False
+    return state.step % method.meta_every == 0
+
+
 def _student_step(
-    method: Distillation, teacher: Teacher, state: TrainState, view: View, val_batch: Batch
+    method: Distillation,
+    teacher: Teacher,
+    state: TrainState,
+    view: View,
+    val_batch: Batch,
+    updates_fusion: bool | None,
 ) -> tuple[Learner, Fusion, Seen, metrics.Mean]:
-    if not method.meta_learned:
+    when = method.meta_learned and _when(method, state, updates_fusion)
+    if when is False:
         return _plain_step(method, teacher, state, view)
-    if method.meta_every == 1:
+    if when is True:
         return _meta_step(method, teacher, state, view, val_batch)
     return jax.lax.cond(
-        state.step % method.meta_every == 0,
+        when,
         lambda: _meta_step(method, teacher, state, view, val_batch),
         lambda: _plain_step(method, teacher, state, view),
     )

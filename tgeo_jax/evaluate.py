@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tgeo_jax import metrics
+from tgeo_jax import metrics, parallel
 from tgeo_jax.state import Batch
 
 Array = jax.Array
@@ -51,14 +51,16 @@ class Evaluator:
         predict: (variables, raw images) -> logits_BxK.
         batch_size: examples in one compiled call.
         seeds: whether variables have a leading seed axis.
+        one_by_one: whether one seed comes after the other; see `parallel.over_seeds`.
     """
 
-    def __init__(self, predict: Predict, batch_size: int, seeds: bool):
+    def __init__(self, predict: Predict, batch_size: int, seeds: bool, *, one_by_one: bool = False):
         self._batch_size = batch_size
         sums = _batch_sums(predict)
         if seeds:
-            predict = jax.vmap(predict, in_axes=(0, None))
-            sums = jax.vmap(sums, in_axes=(0, None, None, None))
+            predict = parallel.over_seeds(predict, (0, None), 0, one_by_one=one_by_one)
+            no_axes = (None, None, None)
+            sums = parallel.over_seeds(sums, (0, *no_axes), 0, one_by_one=one_by_one)
         self._logits, self._sums = jax.jit(predict), jax.jit(sums)
 
     def metrics(

@@ -7,10 +7,11 @@ function, so gradients, hypergradients and BatchNorm statistics are those of the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tgeo_jax.errors import ConfigError
@@ -106,3 +107,62 @@ def state_shardings(mesh: Mesh) -> TrainState:
     return TrainState(
         step=step, seed=seeds, student=seeds, fusion=seeds, teacher=seeds, anchor=seeds
     )
+
+
+def over_seeds(
+    function: Callable, in_axes: PyTree, out_axes: PyTree, *, one_by_one: bool = False
+) -> Callable:
+    """A function of one seed as one of all of them.
+
+    Args:
+        function: of one seed.
+        in_axes: as of `jax.vmap`; 0 or None.
+        out_axes: likewise.
+        one_by_one: one seed after the other in place of side by side, because a CPU is slow at the
+            grouped convolutions that `vmap` makes of several networks.
+
+    Examples:
+        >>> square = over_seeds(lambda x, y: x * y, (0, None), 0, one_by_one=True)
+        >>> print(square(jnp.arange(3), 2))
+        [0 2 4]
+    """
+    mapped = jax.vmap(function, in_axes, out_axes, spmd_axis_name="seed")
+    return _one_by_one(mapped, in_axes, out_axes) if one_by_one else mapped
+
+
+def _one_by_one(mapped: Callable, in_axes: PyTree, out_axes: PyTree) -> Callable:
+    """A function that is mapped over seeds, called for each by itself, as a map over one."""
+
+    def of_all(*args: Any) -> Any:
+        axes = _axes_of_leaves(in_axes, args)
+        leaves, structure = jax.tree.flatten(args)
+        size = next(len(leaf) for leaf, axis in zip(leaves, axes, strict=True) if axis == 0)
+        found = []
+        for seed in range(size):
+            own = [
+                leaf if axis is None else leaf[seed : seed + 1]
+                for leaf, axis in zip(leaves, axes, strict=True)
+            ]
+            found.append(mapped(*jax.tree.unflatten(structure, own)))
+        # Leaf by leaf: a forward pass is not the same tree as that of another trace.
+        axes = _axes_of_leaves(out_axes, found[0])
+        columns = zip(*map(jax.tree.leaves, found), strict=True)
+        together = [
+            column[0] if axis is None else jnp.concatenate(column)
+            for column, axis in zip(columns, axes, strict=True)
+        ]
+        return jax.tree.unflatten(jax.tree.structure(found[0]), together)
+
+    return of_all
+
+
+def _axes_of_leaves(axes: PyTree, tree: PyTree) -> list[int | None]:
+    """The axis of every leaf, from a prefix of the tree as `vmap` takes it."""
+    flat: list[int | None] = []
+    jax.tree.map(
+        lambda axis, part: flat.extend([axis] * len(jax.tree.leaves(part))),
+        axes,
+        tree,
+        is_leaf=lambda axis: axis is None,
+    )
+    return flat

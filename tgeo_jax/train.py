@@ -13,12 +13,15 @@ from ml_collections import ConfigDict
 
 from tgeo_jax import (
     checkpoint,
+    dispatch,
     distill,
     evaluate,
     feeds,
+    memory,
     origins,
     outcome,
     parallel,
+    profiling,
     samples,
     teachers,
 )
@@ -35,7 +38,6 @@ from tgeo_jax.workdir import Workdir
 from tgeo_jax.writers import Writers, read_records
 
 PyTree = Any
-_LARGE_IMAGE = 16 * 16  # pixels
 
 
 def run(config: ConfigDict, workdir: str | pathlib.Path, *, progress: bool = True) -> dict:
@@ -83,13 +85,19 @@ class _Trainer:
         self.train_split, self.validation, self.feed = self._place(dataset)
         clean_view, size = run.method.clean_view, config.data.eval_batch_size
         self.student = evaluate.Evaluator(
-            evaluate.predictor(run.method.student, clean_view), size, seeds=True
+            evaluate.predictor(run.method.student, clean_view),
+            size,
+            seeds=True,
+            one_by_one=run.loop_free,
         )
         self.teacher_evaluator, self.said_of_test = None, None
         if run.teacher is not None:
             trains_along = run.method.role.peer is not None
             self.teacher_evaluator = evaluate.Evaluator(
-                run.teacher.predict(clean_view), size, seeds=trains_along
+                run.teacher.predict(clean_view),
+                size,
+                seeds=trains_along,
+                one_by_one=run.loop_free,
             )
             if not trains_along:
                 self.said_of_test = self.teacher_evaluator.logits(run.teacher.variables, self.test)
@@ -103,7 +111,10 @@ class _Trainer:
             config.data.batch_size,
             config.meta.batch_size,
             streamed=self.feed.streamed,
+            loop_free=run.loop_free,
         )
+        self.trace = profiling.Trace(config.profile)
+        self.told_of: memory.Needed | None = None
         self.checkpoints = checkpoint.Checkpoints(folder.checkpoints)
         self.state, self.best = self._start()
         self.writers = Writers(
@@ -163,6 +174,7 @@ class _Trainer:
 
     def close(self) -> None:
         """Waits for writes under way and closes files."""
+        self.trace.stop()
         self.feed.close()
         self.checkpoints.close()
         self.writers.close()
@@ -204,14 +216,19 @@ class _Trainer:
         started = time.perf_counter()
         total: dict[str, Mean] | None = None
         pending: list[Outcome] = []
-        in_flight = _dispatches_in_flight(self.run.mesh)
-        for num_steps in _chunks(boundary - step, _steps_per_dispatch(self.run)):
+        in_flight = dispatch.most_in_flight(self.run.mesh)
+        largest = 1 if self.run.loop_free else self.run.config.train.steps_per_dispatch
+        chunks = dispatch.chunks(boundary - step, largest)
+        for index, num_steps in enumerate(chunks):
             try:
                 data = self.feed.chunk(step, num_steps)
             except Exception:  # no next batch, but everything up to it is trained
                 self.checkpoints.save(int(self.state.step), self.state, self.best)
                 raise
-            self.state, found = self.dispatcher.run(self.state, self.teacher, data, num_steps)
+            arguments = (self.state, self.teacher, data, num_steps, step)
+            self._check_memory(*self.dispatcher.program(*arguments))
+            with self.trace.dispatch(step, len(chunks) - index):
+                self.state, found = self.dispatcher.run(*arguments)
             pending.append(found)
             step += num_steps
             while len(pending) > (in_flight if step < boundary else 0):
@@ -219,7 +236,20 @@ class _Trainer:
                 total = sums if total is None else jax.tree.map(np.add, total, sums)
             self.writers.progress(step)
         assert total is not None
+        traced = self.trace.stop()
+        if traced is not None:
+            self.writers.say(f"profile: {traced}; open it by: xprof --logdir={traced}")
         return total, time.perf_counter() - started
+
+    def _check_memory(self, program: jax.stages.Compiled, is_new: bool) -> None:
+        if not is_new:
+            return
+        wanted, device = memory.needed(program), self.run.mesh.local_devices[0]
+        available = memory.free(device)
+        memory.check(wanted, available)
+        if wanted != self.told_of:  # two programs of an epoch often need the same
+            self.writers.say(memory.told(wanted, available))
+            self.told_of = wanted
 
     def _collect(self, found: Outcome) -> dict[str, Mean]:
         """Waits for a dispatch; stops the run, after saving, if something was not finite."""
@@ -354,39 +384,3 @@ def _teacher_variables(state: TrainState, trained: teachers.Trained | None = Non
         return trained.variables
     learner = state.teacher.learner
     return {"params": learner.params, "batch_stats": learner.batch_stats}
-
-
-def _chunks(steps: int, largest: int) -> list[int]:
-    """Cuts an interval into dispatches whose lengths differ by one at most: two compilations.
-
-    Examples:
-        >>> _chunks(703, 300)
-        [235, 234, 234]
-    """
-    count = -(-steps // largest)
-    size, longer = divmod(steps, count)
-    return [size + 1] * longer + [size] * (count - longer)
-
-
-def _steps_per_dispatch(run: Run) -> int:
-    """As configured, but one at a time where a loop would be slow.
-
-    XLA's CPU backend has fast convolutions only for code outside of loops: inside, a resnet20 step
-    took 40 times as long. On tiny images that is less than what separate dispatches cost.
-    """
-    device, (_, height, width, _) = run.mesh.devices.flat[0], run.dataset.example.shape
-    shapes = jax.eval_shape(run.method.student.init, jax.random.key(0), run.dataset.example)
-    convolves = any(leaf.ndim == 4 for leaf in jax.tree.leaves(shapes["params"]))
-    if device.platform == "cpu" and convolves and height * width >= _LARGE_IMAGE:
-        return 1
-    return run.config.train.steps_per_dispatch
-
-
-def _dispatches_in_flight(mesh: jax.sharding.Mesh) -> int:
-    """How many dispatches may be queued behind the one that runs.
-
-    One hides the host's work. With several simulated CPU devices it must be none: queued programs
-    compete for the threads that their collectives wait in, and can deadlock.
-    """
-    device = mesh.devices.flat[0]
-    return 0 if device.platform == "cpu" and mesh.size > 1 else 1

@@ -18,7 +18,13 @@ from tgeo_jax import writers
 from tgeo_jax.errors import CheckpointError, ConfigError
 
 # A run may go on with other values of these.
-_NO_NUMBER_DEPENDS_ON = ("data.dir", "data.workers", "data.max_corrupt", "train.checkpoint_every")
+_NO_NUMBER_DEPENDS_ON = (
+    "data.dir",
+    "data.workers",
+    "data.max_corrupt",
+    "train.checkpoint_every",
+    "profile",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +99,11 @@ class Workdir:
         default = json.loads(configs.to_json(configs.default()))
         before = _completed(self.config(), default)
         for field in _NO_NUMBER_DEPENDS_ON:
-            section, name = field.split(".")
-            before[section][name] = now[section][name]
+            *sections, name = field.split(".")
+            old, new = before, now
+            for section in sections:
+                old, new = old[section], new[section]
+            old[name] = new[name]
         changed = configs.differences(before, now)
         if changed:
             raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import sys
 import tempfile
 from typing import Any
 
@@ -64,6 +65,11 @@ class Writers:
         if self._active:
             self._bar.set_postfix(shown, refresh=False)
             self._bar.update(step - self._bar.n)
+
+    def say(self, text: str) -> None:
+        """Prints a line where the progress bar is, if it is shown."""
+        if self._active and not self._bar.disable:
+            self._bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
         """Closes files and bar."""
