@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import nn
 
-from tests.torch_nets import Inverted, conv, conv_bn, global_mean, named, residual_layers
+from benchmarks.torch_nets import Inverted, conv, conv_bn, global_mean, named, residual_layers
 
 
 def resnet(num_classes: int, repeats: list[int], bottleneck: bool) -> nn.Module:
@@ -40,13 +41,14 @@ def mobilenet_v1(num_classes: int) -> nn.Module:
 def mobilenet_v2(num_classes: int) -> nn.Module:
     """Unlike `torch_nets.mobile_half`, an expansion of 1 has no convolution."""
     group = lambda *shape: nn.Sequential(*conv_bn(*shape, activation=nn.ReLU6))  # noqa: E731
-    inputs, features = 32, [group(3, 32, 3, 2)]
+    inputs = 32
+    features: list[nn.Module] = [group(3, 32, 3, 2)]
     settings = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2)]
     settings += [(6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
     for expansion, width, repeat, first_stride in settings:
         for index in range(repeat):
             stride, middle = first_stride if index == 0 else 1, expansion * inputs
-            branch = [group(inputs, middle, 1)] if expansion > 1 else []
+            branch: list[nn.Module] = [group(inputs, middle, 1)] if expansion > 1 else []
             branch += [group(middle, middle, 3, stride, middle)]
             branch += [conv(middle, width, 1), nn.BatchNorm2d(width)]
             features.append(Inverted(nn.Sequential(*branch), stride == 1 and inputs == width))
@@ -121,7 +123,7 @@ NETS = {
 ANY_SIDE = {name for name in NETS if name.startswith("resnet")} | {"mobilenetv2"}
 
 
-def image_side(name: str, **options: int) -> int:
+def image_side(name: str, **options: Any) -> int:
     """A size of images that the network takes; a small one where it takes many."""
     if name not in NETS:
         return 32

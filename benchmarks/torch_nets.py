@@ -2,12 +2,15 @@
 
 Keys and shapes of `state_dict()`, and the logits in evaluation mode, are those of the originals:
 here the 32x32 networks of RepDistiller, whose names mdistiller shares; in `torch_imagenet` the
-others. Training mode, features and initialisation are left out.
+others, in `torch_small` the twins of our own small networks. Features and initialisation are left
+out. The tests convert them; `torch_steps` trains them, as what our own steps are timed against.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -78,10 +81,10 @@ def residual(inputs: int, width: int, stride: int, bottleneck: bool, shortcut: s
 
 
 def residual_layers(
-    inputs: int, widths: list[int], repeats: list[int], bottleneck: bool, shortcut: str
+    inputs: int, widths: Sequence[int], repeats: list[int], bottleneck: bool, shortcut: str
 ) -> dict[str, nn.Module]:
     """layer1, layer2, ...: all but the first halve the image."""
-    layers = {}
+    layers: dict[str, nn.Module] = {}
     for number, (width, repeat) in enumerate(zip(widths, repeats, strict=True), 1):
         blocks = []
         for index in range(repeat):
@@ -93,14 +96,14 @@ def residual_layers(
 
 
 def resnet(num_classes: int, depth: int, widths: tuple[int, ...] = (16, 16, 32, 64)) -> nn.Module:
-    stem, *widths = widths
+    stem, *later = widths
     return named(
         conv1=conv(3, stem, 3),
         bn1=nn.BatchNorm2d(stem),
         relu=nn.ReLU(),
-        **residual_layers(stem, widths, [(depth - 2) // 6] * 3, False, "downsample"),
+        **residual_layers(stem, later, [(depth - 2) // 6] * 3, False, "downsample"),
         avgpool=global_mean(),
-        fc=nn.Linear(widths[-1], num_classes),
+        fc=nn.Linear(later[-1], num_classes),
     )
 
 
@@ -319,17 +322,17 @@ NETS = {
 }
 
 
-def build(name: str, num_classes: int, **options: int) -> nn.Module:
-    """Makes a network of either file, initialised by PyTorch; `image_side` is for `randomised`."""
-    from tests import torch_imagenet  # which needs this file's blocks
+def build(name: str, num_classes: int, **options: Any) -> Any:
+    """Makes a network of any file, initialised by PyTorch; `image_side` is for `randomised`."""
+    from benchmarks import torch_imagenet, torch_small  # which need this file's blocks
 
-    makers = {**NETS, **torch_imagenet.NETS}
+    makers: dict[str, Any] = {**NETS, **torch_imagenet.NETS, **torch_small.NETS}
     module = makers[name](num_classes, **options)
     module.image_side = torch_imagenet.image_side(name, **options)
     return module
 
 
-def randomised(module: nn.Module, seed: int) -> nn.Module:
+def randomised(module: Any, seed: int) -> Any:
     """In evaluation mode, with all tensors as if trained: none could be left out unnoticed.
 
     On random images each layer's outputs have deviation 1, and a running mean is near that of what
@@ -348,7 +351,8 @@ def randomised(module: nn.Module, seed: int) -> nn.Module:
             tensor.normal_(0, 0.3, generator=random)
     for block in module.modules():
         if isinstance(block, Residual):  # else rounding grows through 152 layers to visible errors
-            block.get_submodule(f"bn{block.depth}").weight *= 0.4
+            last: Any = block.get_submodule(f"bn{block.depth}")
+            last.weight *= 0.4
 
     def scale(layer, _, out):
         spatial = isinstance(layer, nn.Conv2d)

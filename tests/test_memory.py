@@ -33,7 +33,8 @@ def test_what_fits_passes_and_what_does_not_names_both_figures_and_the_cures():
     wanted = memory.Needed(arguments=2_000_000_000, working=5_000_000_000)
     memory.check(wanted, 5_000_000_000)
     memory.check(wanted, None)  # a device that does not say
-    with pytest.raises(ConfigError, match="data.batch_size.* 5,000 MB .* 2,000 MB .* 4,999 MB") as e:
+    said = r"data\.batch_size.* 5,000 MB .* 2,000 MB .* 4,999 MB"
+    with pytest.raises(ConfigError, match=said) as e:
         memory.check(wanted, 4_999_000_000)
     for cure in ("meta.batch_size", "remat=True", "precision='bfloat16'", "fewer seeds"):
         assert cure in str(e.value)

@@ -24,7 +24,7 @@ def _alone(digits_dir, **changes):
 
 def test_a_run_that_cannot_fit_stops_before_its_first_step(digits_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "free", lambda device: 1000)
-    with pytest.raises(ConfigError, match="data.batch_size: .* 0 MB are free"):
+    with pytest.raises(ConfigError, match=r"data\.batch_size: .* 0 MB are free"):
         train.run(_alone(digits_dir), tmp_path / "run", progress=False)
     assert not list((tmp_path / "run/checkpoints").glob("[0-9]*"))
     monkeypatch.undo()
