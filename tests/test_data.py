@@ -137,6 +137,30 @@ def test_a_batch_may_be_the_whole_split():
     assert [sorted(row) for row in rows] == [[0, 1, 2, 3]] * 2
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 16, 17, 100, 1000, 45_000])
+def test_positions_are_permuted_onto_each_other(count):
+    found = jax.jit(resident.permuted, static_argnums=2)(
+        jax.random.key(3), jnp.arange(count), count
+    )
+    np.testing.assert_array_equal(np.sort(found), np.arange(count))
+
+
+def test_every_number_comes_to_every_place_equally_often():
+    count, draws = 12, 6000
+    keys = jax.random.split(jax.random.key(0), draws)
+    one = lambda key: resident.permuted(key, jnp.arange(count), count)  # noqa: E731
+    found = np.asarray(jax.jit(jax.vmap(one))(keys))
+    places = np.stack([(found == value).sum(0) for value in range(count)])
+    expected = draws / count
+    # Pearson's statistic for a table with fixed margins: (count - 1)^2 degrees of freedom.
+    statistic = ((places - expected) ** 2 / expected).sum()
+    freedom = (count - 1) ** 2
+    assert abs(statistic - freedom) < 4 * np.sqrt(2 * freedom)
+    # And neighbours are as unlike as in a random order: a successor follows once in `count`.
+    follows = (np.diff(found, axis=1) == 1).mean() * count
+    assert follows == pytest.approx(1, abs=0.03)
+
+
 # Views.
 
 
