@@ -1,13 +1,21 @@
-"""What the commands share: flags with readable errors, and problems told without a traceback."""
+"""What the commands share: readable errors of flags and of runs, and a cache of compiled programs.
+
+Compiled programs are kept in ~/.cache/tgeo_jax/compiled (or under XDG_CACHE_HOME);
+JAX_COMPILATION_CACHE_DIR says otherwise, JAX_ENABLE_COMPILATION_CACHE=0 keeps none.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import pathlib
+import platform
 import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
@@ -21,6 +29,7 @@ def run(main: Callable[[Sequence[str]], Any]) -> None:
     def told_plainly(argv: Sequence[str]) -> int:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # libraries narrate every file they open
+        _keep_compiled_programs()
         try:
             main(argv)
         except TgeoError as error:
@@ -29,6 +38,45 @@ def run(main: Callable[[Sequence[str]], Any]) -> None:
         return 0
 
     app.run(told_plainly, flags_parser=_parse)
+
+
+def _keep_compiled_programs() -> None:
+    """Lets the next run of a command load what this one compiles, unless its user chose where."""
+    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+        return
+    try:
+        folder = _compiled()
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: no home
+        return
+    if not os.access(folder, os.W_OK):
+        return  # JAX would warn of every program
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        # A run's start compiles many programs that each take less than JAX's second.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def _compiled() -> pathlib.Path:
+    """The folder of this JAX and this machine.
+
+    A home may be shared by machines, and a program that one CPU compiled can be an illegal
+    instruction to another.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    machine = hashlib.sha256(_cpu().encode()).hexdigest()[:8]
+    return pathlib.Path(cache) / "tgeo_jax" / "compiled" / f"{jax.__version__}-{machine}"
+
+
+def _cpu() -> str:
+    """What tells instruction sets apart: the first CPU's flags where Linux lists them."""
+    try:
+        listed = pathlib.Path("/proc/cpuinfo").read_text()
+    except OSError:
+        listed = ""
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", listed, re.MULTILINE)
+    words = found[1].split() if found else [platform.processor()]
+    return " ".join([platform.machine(), *sorted(words)])
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import math
 import pathlib
 from collections.abc import Callable
 
@@ -12,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from tgeo_jax.data import cifar, fingerprints, splits
+from tgeo_jax.data import cifar, decoded, fingerprints, splits
 from tgeo_jax.errors import ConfigError, DataError, nearest
 
 
@@ -99,6 +100,7 @@ BUILDERS: dict[str, Builder] = {
     **{name: functools.partial(cifar.builder, name) for name in cifar.NAMES},
     "imagenet2012": _imagenet,
 }
+_IMAGES_AT_ONCE = 512  # their squares' sum stays below 2**32
 TOO_LARGE = ("imagenet2012",)  # for memory: these are streamed
 _ARCHIVES = {"cifar10": "cifar-10-binary.tar.gz", "cifar100": "cifar-100-binary.tar.gz"}
 
@@ -269,12 +271,47 @@ def _normalisation(
             )
     if mean and std:
         return mean, std
-    pixels = images.reshape(-1, channels) / np.float64(255)
-    return mean or tuple(pixels.mean(0).tolist()), std or tuple(pixels.std(0).tolist())
+    found_mean, found_std = _statistics(images)
+    return mean or found_mean, std or found_std
+
+
+def _statistics(images: np.ndarray) -> Normalisation:
+    """Mean and standard deviation of all pixels in [0, 1], by channel."""
+    channels = images.shape[-1]
+    if images.dtype != np.uint8:
+        pixels = images.reshape(-1, channels) / np.float64(255)
+        return tuple(pixels.mean(0).tolist()), tuple(pixels.std(0).tolist())
+    # Integers are exact, and a few images at a time need no copy of all as float64.
+    totals, squares = np.zeros((2, *images.shape[1:]), np.int64)
+    for start in range(0, len(images), _IMAGES_AT_ONCE):
+        some = images[start : start + _IMAGES_AT_ONCE]
+        totals += some.sum(0, dtype=np.uint32)
+        squares += np.square(some, dtype=np.uint16).sum(0, dtype=np.uint32)
+    number = images.size // channels
+    sums = totals.reshape(-1, channels).sum(0).tolist()
+    sums_of_squares = squares.reshape(-1, channels).sum(0).tolist()
+    # Python's integers do not overflow, and it divides them with a single rounding.
+    return (
+        tuple(total / (255 * number) for total in sums),
+        tuple(
+            math.sqrt((number * square - total**2) / (255 * number) ** 2)
+            for total, square in zip(sums, sums_of_squares, strict=True)
+        ),
+    )
 
 
 def read(dataset: tfds.core.DatasetBuilder, split: str) -> Split:
-    """All examples of a prepared dataset's split, in the order of their ids."""
+    """All examples of a prepared dataset's split, in the order of their ids.
+
+    Decoded once: then the arrays lie beside the dataset's files (see `decoded`).
+    """
+    records = [pathlib.Path(path) for path in dataset.info.splits[split].filepaths]
+    path = pathlib.Path(dataset.data_dir) / f"decoded.{split}.npz"
+    arrays = decoded.load_or_decode(path, records, lambda: vars(_decode_all(dataset, split)))
+    return Split(**arrays)
+
+
+def _decode_all(dataset: tfds.core.DatasetBuilder, split: str) -> Split:
     source = dataset.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
     examples = [source[index] for index in range(len(source))]
     # By id, so that the order does not depend on how TFDS shuffled the records when writing.
