@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from tgeo_jax import distill, parallel
 from tgeo_jax.data import resident
 from tgeo_jax.metrics import Mean
+from tgeo_jax.models import convolution
 from tgeo_jax.randomness import Purpose
 from tgeo_jax.state import Batch, Teacher, TrainState
 
@@ -122,9 +123,25 @@ class Dispatcher:
         static = self._static(num_steps, first_step)
         is_new = static not in self._programs
         if is_new:
-            lowered = self._jitted.lower(state, teacher, data, *static)
-            self._programs[static] = lowered.compile()
+            lowered = self.lower(state, teacher, data, num_steps, first_step)
+            self._programs[static] = self.compile(lowered)
         return self._programs[static], is_new
+
+    def lower(
+        self,
+        state: TrainState,
+        teacher: Teacher,
+        data: Resident,
+        num_steps: int,
+        first_step: int | None = None,
+    ) -> jax.stages.Lowered:
+        """The program before compilation; arguments may be shapes."""
+        return self._jitted.lower(state, teacher, data, *self._static(num_steps, first_step))
+
+    def compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+        """Compiles a program with the options that its convolutions want."""
+        options = convolution.compiler_options() if self._loop_free else {}
+        return lowered.compile(compiler_options=options)
 
     def _static(self, num_steps: int, first_step: int | None) -> tuple[int, bool | None]:
         every = self.method.meta_every

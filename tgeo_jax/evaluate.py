@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tgeo_jax import metrics, parallel
+from tgeo_jax.models import convolution
 from tgeo_jax.state import Batch
 
 Array = jax.Array
@@ -61,7 +62,9 @@ class Evaluator:
             predict = parallel.over_seeds(predict, (0, None), 0, one_by_one=one_by_one)
             no_axes = (None, None, None)
             sums = parallel.over_seeds(sums, (0, *no_axes), 0, one_by_one=one_by_one)
-        self._logits, self._sums = jax.jit(predict), jax.jit(sums)
+        options = convolution.compiler_options() if one_by_one else None
+        self._logits = jax.jit(predict, compiler_options=options)
+        self._sums = jax.jit(sums, compiler_options=options)
 
     def metrics(
         self, variables: Variables, split: Batch | Sweep, teacher_logits_NxK: Any = None
