@@ -71,11 +71,11 @@ def plain() -> float:
 
 @pytest.mark.parametrize("estimator", ["mixed", "reverse"])
 def test_one_step_costs_8_forward_passes(plain, estimator):
-    assert 2.3 < _step_flops(estimator=estimator) / plain <= 2.70
+    assert _step_flops(estimator=estimator) / plain == pytest.approx(8 / 3, rel=0.02)
 
 
 def test_fusion_first_costs_10_forward_passes(plain):
-    assert 3.0 < _step_flops(order="fusion_first") / plain <= 3.4
+    assert _step_flops(order="fusion_first") / plain == pytest.approx(10 / 3, rel=0.02)
 
 
 def test_prequential_costs_7_forward_passes(plain):
@@ -89,11 +89,11 @@ def test_prequential_costs_7_forward_passes(plain):
         lambda t, s, f, b: distill.prequential_step(method, t, s, f, b),
         teacher, state, current, batch,
     )  # fmt: skip
-    assert 2.0 < flops / plain <= 2.36
+    assert flops / plain == pytest.approx(7 / 3, rel=0.02)
 
 
 def test_rw_costs_10_forward_passes(plain):
-    assert 3.0 < _step_flops(ratio=ratios.rw()) / plain <= 3.4
+    assert _step_flops(ratio=ratios.rw()) / plain == pytest.approx(10 / 3, rel=0.02)
 
 
 @pytest.mark.parametrize(
