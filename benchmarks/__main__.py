@@ -7,6 +7,7 @@ python -m benchmarks --only=step,peers
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import pathlib
 import platform
@@ -25,6 +26,8 @@ _ONLY = flags.DEFINE_list("only", [], "Parts to run; all of them if empty.")
 _QUICK = flags.DEFINE_bool("quick", False, "Each part once, on the smallest networks: a trial.")
 _ROUNDS = flags.DEFINE_integer("rounds", 9, "How often each is timed.", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", "", "JSON lines that the rows are added to.")
+
+_SHOW = flags.DEFINE_string("show", "", "Prints the rows of such a file; nothing is measured.")
 
 # In the order of what a reader asks first. (quick, rounds, peak) -> rows
 _Part = Callable[[bool, int, measure.Peak], Iterator[table.Row]]
@@ -111,15 +114,34 @@ def main(argv: Sequence[str]) -> None:
     for name in _ONLY.value:
         if name not in _PARTS:
             raise ConfigError(f"--only={name}: no such part{nearest(name, _PARTS)}")
+    if _SHOW.value:
+        _show(pathlib.Path(_SHOW.value))
+        return
     peak = measure.peak(256 if _QUICK.value else 2048)
     about = _about(peak)
-    print("  ".join(f"{name}: {value}" for name, value in about.items()), flush=True)
+    print(_told(about), flush=True)
     rounds = 1 if _QUICK.value else _ROUNDS.value
     for name in _ONLY.value or _PARTS:
         rows = list(_PARTS[name](_QUICK.value, rounds, peak))
         print("\n" + table.markdown(rows), flush=True)
         if _OUTPUT.value:
             table.write(pathlib.Path(_OUTPUT.value), rows, about)
+
+
+def _show(path: pathlib.Path) -> None:
+    """Prints the rows of each run in a file, newest last."""
+    if not path.is_file():
+        raise ConfigError(f"--show={path}: no such file; --output={path} makes it")
+    found = [(row, about) for row, about in table.read(path)]
+    for run in dict.fromkeys(json.dumps(about) for _, about in found):
+        rows = [row for row, about in found if json.dumps(about) == run]
+        chosen = [row for row in rows if not _ONLY.value or row.part in _ONLY.value]
+        if chosen:
+            print(_told(json.loads(run)) + "\n\n" + table.markdown(chosen) + "\n")
+
+
+def _told(about: dict[str, Any]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in about.items())
 
 
 def _about(peak: measure.Peak) -> dict[str, Any]:

@@ -76,6 +76,9 @@ def test_the_command_prints_a_table_and_keeps_it(command, tmp_path):
     assert all(row["commit"] and row["device"] for row in rows)
     of_two = [row for row in rows if row["case"] == "cnn, plain step, 2 devices"]
     assert "all-reduce" in of_two[0]["note"]
+    shown = command("-m", "benchmarks", f"--show={output}", "--only=devices").stdout
+    assert "cnn, plain step, 2 devices" in shown
+    assert "2 seeds" not in shown
 
 
 def test_an_unknown_part_is_named_with_the_nearest(command):
