@@ -58,7 +58,7 @@ def _batches(name: str, batches: tuple[int, ...], rounds: int, peak: measure.Pea
     cases = {str(b): Training(name, method(subject), b, steps=steps) for b in batches}
     times = measure.side_by_side(cases, rounds, {str(b): steps * b for b in batches})
     for b in batches:
-        case = f"{name}: a sample of a batch of {b}"
+        case = f"{name}: time of a sample in a batch of {b} (ms: of the whole step)"
         own = measure.Times(times[str(b)].seconds * b)  # of the whole step, for shares of the peak
         row = compared(DISPATCH, case, "itself", (own, own), costs=cases[str(b)].costs(), peak=peak)
         ratio = times[str(b)].over(times[str(batches[0])])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -119,6 +120,7 @@ def device_rows(most: int = 8) -> Iterator[Row]:
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.growth"],
         env=environment,
+        cwd=pathlib.Path(__file__).resolve().parent.parent,
         capture_output=True,
         text=True,
         check=False,

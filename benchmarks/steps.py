@@ -85,7 +85,8 @@ def _costs(training: Training, variant: str, plain: measure.Costs) -> measure.Co
         between = training.costs(first_step=1)
         mean = [(a + 3 * b) / 4 for a, b in zip(own, between, strict=True)]
         return measure.Costs(mean[0], mean[1], max(own.temporary, between.temporary))
-    if variant == "prequential":  # of the step alone: the first forward pass is the dispatch's
+    if variant == "prequential" and training.per_dispatch > 1:
+        # Of the step alone: the first forward pass is the dispatch's.
         return own._replace(flops=_prequential_flops(training))
     return own
 

@@ -175,7 +175,7 @@ class Training:
         self.data = Resident(split, split)
         self.teacher = teacher(subject_name)
         loop_free = wants_no_loops(SUBJECTS[subject_name])
-        self._per_dispatch = 1 if loop_free else per_dispatch or steps
+        self.per_dispatch = 1 if loop_free else per_dispatch or steps
         mesh = parallel.make_mesh(1, jax.devices()[:1])
         self.dispatcher = dispatcher(
             method, mesh, batch_size, meta_batch_size or batch_size, loop_free=loop_free
@@ -190,11 +190,11 @@ class Training:
 
     def __call__(self) -> Any:
         """Takes the steps; what is returned is ready when they are done."""
-        for _ in range(self.steps // self._per_dispatch):
+        for _ in range(self.steps // self.per_dispatch):
             self.state, found = self.dispatcher.run(
-                self.state, self.teacher, self.data, self._per_dispatch, self._step
+                self.state, self.teacher, self.data, self.per_dispatch, self._step
             )
-            self._step += self._per_dispatch
+            self._step += self.per_dispatch
         return found
 
     def costs(self, first_step: int = 0) -> measure.Costs:

@@ -137,6 +137,11 @@ def test_a_batch_may_be_the_whole_split():
     assert [sorted(row) for row in rows] == [[0, 1, 2, 3]] * 2
 
 
+def test_a_batch_larger_than_its_split_is_refused():
+    with pytest.raises(ValueError, match="batch_size=5: must be in 1"):
+        order(num_steps=1, sizes=(5, 4))
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 16, 17, 100, 1000, 45_000])
 def test_positions_are_permuted_onto_each_other(count):
     found = jax.jit(resident.permuted, static_argnums=2)(

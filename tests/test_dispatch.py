@@ -71,6 +71,20 @@ def test_steps_and_seeds_one_by_one_equal_those_in_a_loop_and_side_by_side(name,
     _close(outcomes[0].sums, jax.tree.map(lambda *parts: sum(parts), *found))
 
 
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_nothing_is_done_to_a_state_that_a_failed_dispatch_left_behind(num_steps):
+    method = methods.method(meta_every=4)
+    mesh = parallel.make_mesh(1, jax.devices()[:1])
+    dispatcher = Dispatcher(method, mesh, BATCH, META_BATCH)
+    before = _states(method, [3])
+    kept = jax.device_get(before)
+    # The host thinks that step 0 is done; it was undone.
+    after, found = dispatcher.run(before, methods.teacher(), DATA, num_steps, 1)
+    jax.tree.map(np.testing.assert_array_equal, kept, jax.device_get(after))
+    assert not any(flags.any() for flags in found.failed.values())
+    assert all(total.count.sum() == 0 for total in found.sums.values())
+
+
 def test_a_single_step_whose_number_is_known_has_no_branch():
     mesh = parallel.make_mesh(1, jax.devices()[:1])
     dispatcher = Dispatcher(methods.method(meta_every=2), mesh, BATCH, META_BATCH, loop_free=True)

@@ -55,3 +55,10 @@ def test_a_profile_may_be_asked_for_when_a_run_goes_on(digits_dir, tmp_path):
     again = _alone(digits_dir, profile=str(tmp_path / "trace"))
     assert train.run(again, tmp_path / "run", progress=False)["finished"]
     assert not pathlib.Path(again.profile).exists()  # nothing was left to train
+
+
+def test_a_profile_that_cannot_be_written_is_refused_before_training(digits_dir, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    config = _alone(digits_dir, profile=str(tmp_path / "file" / "trace"))
+    with pytest.raises(ConfigError, match=r"profile='.*trace': cannot be made"):
+        train.run(config, tmp_path / "run", progress=False)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from tgeo_jax import distill, parallel
@@ -36,6 +37,7 @@ _INNER_TERMS = (
     "student_teacher_loss",
     "anchor_teacher_loss",
 )
+_UNKNOWN = -1
 Report = tuple[dict[str, Mean], dict[str, Array]]  # metrics of one step, what was not finite
 
 
@@ -84,9 +86,9 @@ class Dispatcher:
         self._programs: dict[tuple[int, bool | None], jax.stages.Compiled] = {}
         self._jitted = jax.jit(
             self._run,
-            static_argnums=(3, 4),
+            static_argnums=(4, 5),
             donate_argnums=0,
-            in_shardings=(state, replicated, data),
+            in_shardings=(state, replicated, data, replicated),
             out_shardings=(state, parallel.by_seed(mesh)),
         )
 
@@ -106,10 +108,11 @@ class Dispatcher:
             data: to choose from, or the batches of these steps.
             num_steps: how many.
             first_step: the state's step, where the host knows it: a single step then has no branch
-                for `meta_every`.
+                for `meta_every`, and nothing is done to a state at another step, which a failed
+                dispatch before has left behind.
         """
         program, _ = self.program(state, teacher, data, num_steps, first_step)
-        return program(state, teacher, data)
+        return program(state, teacher, data, _known(first_step))
 
     def program(
         self,
@@ -136,7 +139,8 @@ class Dispatcher:
         first_step: int | None = None,
     ) -> jax.stages.Lowered:
         """The program before compilation; arguments may be shapes."""
-        return self._jitted.lower(state, teacher, data, *self._static(num_steps, first_step))
+        static = self._static(num_steps, first_step)
+        return self._jitted.lower(state, teacher, data, _known(first_step), *static)
 
     def compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
         """Compiles a program with the options that its convolutions want."""
@@ -145,7 +149,7 @@ class Dispatcher:
 
     def _static(self, num_steps: int, first_step: int | None) -> tuple[int, bool | None]:
         every = self.method.meta_every
-        if num_steps > 1 or first_step is None or every == 1:
+        if num_steps > 1 or first_step is None or every == 1 or not self.method.meta_learned:
             return num_steps, None
         return num_steps, first_step % every == 0
 
@@ -154,10 +158,11 @@ class Dispatcher:
         state: TrainState,
         teacher: Teacher,
         data: Resident,
+        first_step: Array,
         num_steps: int,
         updates_fusion: bool | None,
     ) -> tuple[TrainState, Outcome]:
-        healthy = jnp.ones((), bool)
+        healthy = (first_step == _UNKNOWN) | (first_step == state.step)
         make = self._pipelined if self.method.prequential else self._independent
         step, extra, xs = make(state, teacher, data, num_steps, updates_fusion)
 
@@ -268,6 +273,10 @@ class Dispatcher:
         indices_SxB = jax.lax.with_sharding_constraint(indices_SxB, sharding)
         batch = jax.tree.map(lambda values: values[indices_SxB], split)
         return jax.lax.with_sharding_constraint(batch, sharding)
+
+
+def _known(first_step: int | None) -> np.ndarray:
+    return np.asarray(_UNKNOWN if first_step is None else first_step, np.int32)
 
 
 def chunks(steps: int, largest: int) -> list[int]:

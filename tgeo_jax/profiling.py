@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import jax
 
+from tgeo_jax.errors import ConfigError
+
 _DISPATCHES = 10
 
 
@@ -19,11 +21,20 @@ class Trace:
 
     Args:
         folder: where the trace goes, as `plugins/profile/TIME/HOST.xplane.pb`; empty for no trace.
+
+    Raises:
+        ConfigError: a folder that cannot be made.
     """
 
     def __init__(self, folder: str):
         self._folder = pathlib.Path(folder) if folder else None
         self._running = False
+        if self._folder is None:
+            return
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"profile={folder!r}: cannot be made: {error}") from error
 
     @contextlib.contextmanager
     def dispatch(self, step: int, left: int) -> Iterator[None]:
@@ -37,7 +48,6 @@ class Trace:
             yield
             return
         if not self._running and left <= _DISPATCHES:
-            self._folder.mkdir(parents=True, exist_ok=True)
             jax.profiler.start_trace(self._folder)
             self._running = True
         with jax.profiler.StepTraceAnnotation("dispatch", step_num=step):
@@ -47,6 +57,6 @@ class Trace:
         """Writes the trace, if one is under way; the last dispatch must have been waited for."""
         if not self._running:
             return None
-        jax.profiler.stop_trace()
         written, self._folder, self._running = self._folder, None, False
+        jax.profiler.stop_trace()
         return written

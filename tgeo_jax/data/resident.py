@@ -39,11 +39,18 @@ def batch_indices(
     Returns:
         indices, int32 [num_steps, B].
 
+    Raises:
+        ValueError: a batch larger than the split.
+
     Examples:
         >>> order = batch_indices(0, 0, 2, 2, 4, randomness.Purpose.TRAIN_ORDER)
         >>> sorted(order.ravel().tolist())
         [0, 1, 2, 3]
     """
+    if not 0 < batch_size <= num_examples:
+        raise ValueError(
+            f"batch_size={batch_size}: must be in 1 ... {num_examples}, the split's size"
+        )
     steps_per_epoch = num_examples // batch_size
     steps_S = first_step + jnp.arange(num_steps)
     start_S = steps_S % steps_per_epoch * batch_size
