@@ -122,10 +122,12 @@ def main(argv: Sequence[str]) -> None:
     print(_told(about), flush=True)
     rounds = 1 if _QUICK.value else _ROUNDS.value
     for name in _ONLY.value or _PARTS:
-        rows = list(_PARTS[name](_QUICK.value, rounds, peak))
+        rows: list[table.Row] = []
+        for row in _PARTS[name](_QUICK.value, rounds, peak):
+            rows.append(row)
+            if _OUTPUT.value:  # at once: what was measured is not lost with what follows
+                table.write(pathlib.Path(_OUTPUT.value), [row], about)
         print("\n" + table.markdown(rows), flush=True)
-        if _OUTPUT.value:
-            table.write(pathlib.Path(_OUTPUT.value), rows, about)
 
 
 def _show(path: pathlib.Path) -> None:
