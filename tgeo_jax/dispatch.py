@@ -37,7 +37,7 @@ _INNER_TERMS = (
     "student_teacher_loss",
     "anchor_teacher_loss",
 )
-_UNKNOWN = -1
+_UNKNOWN = -1  # a first step that the host does not know: whatever the state is at
 Report = tuple[dict[str, Mean], dict[str, Array]]  # metrics of one step, what was not finite
 
 
@@ -126,26 +126,10 @@ class Dispatcher:
         static = self._static(num_steps, first_step)
         is_new = static not in self._programs
         if is_new:
-            lowered = self.lower(state, teacher, data, num_steps, first_step)
-            self._programs[static] = self.compile(lowered)
+            lowered = self._jitted.lower(state, teacher, data, _known(first_step), *static)
+            options = convolution.compiler_options() if self._loop_free else {}
+            self._programs[static] = lowered.compile(compiler_options=options)
         return self._programs[static], is_new
-
-    def lower(
-        self,
-        state: TrainState,
-        teacher: Teacher,
-        data: Resident,
-        num_steps: int,
-        first_step: int | None = None,
-    ) -> jax.stages.Lowered:
-        """The program before compilation; arguments may be shapes."""
-        static = self._static(num_steps, first_step)
-        return self._jitted.lower(state, teacher, data, _known(first_step), *static)
-
-    def compile(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-        """Compiles a program with the options that its convolutions want."""
-        options = convolution.compiler_options() if self._loop_free else {}
-        return lowered.compile(compiler_options=options)
 
     def _static(self, num_steps: int, first_step: int | None) -> tuple[int, bool | None]:
         every = self.method.meta_every
