@@ -58,7 +58,7 @@ def _peers(quick: bool, rounds: int, peak: measure.Peak) -> Iterator[table.Row]:
     small = ("mlp",) if quick else ("mlp", "mlp_256", "tabular", "cnn")
     yield from peers.rows(small, 64, rounds, peak)
     if not quick:
-        yield from peers.rows(("resnet20", "wrn_16_2", "resnet8x4"), 64, _few(rounds), peak)
+        yield from peers.rows(("resnet20", "resnet8x4"), 64, _few(rounds), peak)
 
 
 def _dispatches(quick: bool, rounds: int, peak: measure.Peak) -> Iterator[table.Row]:
@@ -72,7 +72,7 @@ def _seeds(quick: bool, rounds: int, peak: measure.Peak) -> Iterator[table.Row]:
     counts = (1, 2) if quick else (1, 2, 5, 10)
     yield from dispatches.seed_rows(_names(quick, "mlp", "cnn"), counts, 64, rounds)
     if not quick:
-        yield from dispatches.seed_rows(("resnet20",), (1, 2, 5), 64, _few(rounds))
+        yield from dispatches.seed_rows(("resnet20",), (1, 5), 64, _few(rounds))
 
 
 def _inputs(quick: bool, rounds: int, peak: measure.Peak) -> Iterator[table.Row]:

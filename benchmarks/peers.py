@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 
 from benchmarks import measure
-from benchmarks.subjects import SUBJECTS, Subject, Training, data, method, steps_of
+from benchmarks.subjects import SUBJECTS, Subject, Training, data, method, wants_no_loops
 from benchmarks.table import Row, compared
 
 PART = "peers"
@@ -36,31 +37,41 @@ def rows(names: tuple[str, ...], batch: int, rounds: int, peak: measure.Peak) ->
     """
     for name in names:
         subject = SUBJECTS[name]
-        steps = steps_of(subject)
+        steps = 1 if wants_no_loops(subject) else 100
         ours = {
             learned: Training(name, method(subject, learned=learned), batch, steps=steps)
             for learned in (False, True)
         }
         cases: dict[str, Callable[[], Any]] = {"ours, plain": ours[False], "ours": ours[True]}
-        formats = ("", ", channels_last") if subject.shape[0] > 8 else ("",)
-        for kind in _KINDS:
-            for form in formats:
-                cases[kind + form] = _peer(name, kind, batch, channels_last=bool(form))
-        calls = {"ours, plain": steps, "ours": steps}
+        peers = [(kind, form) for kind in _KINDS for form in _formats(subject, kind)]
+        for kind, form in peers:
+            cases[kind + form] = _peer(name, kind, batch, channels_last=bool(form))
+        calls = {"ours, plain": steps, "ours": steps, **{k + f: _steps() for k, f in peers}}
         times = measure.side_by_side(cases, rounds, calls)
         costs = {learned: training.costs() for learned, training in ours.items()}
         yield _absolute(name, "plain", times["ours, plain"], costs[False], peak)
         yield _absolute(name, "bilevel", times["ours"], costs[True], peak)
-        for kind, (learned, title) in _KINDS.items():
-            for form in formats:
-                base = times["ours" if learned else "ours, plain"]
-                yield compared(
-                    PART,
-                    f"{name}: PyTorch{form}, {title}",
-                    "our bilevel step" if learned else "our plain step",
-                    (times[kind + form], base),
-                    expected=_target(subject, kind),
-                )
+        for kind, form in peers:
+            learned, title = _KINDS[kind]
+            yield compared(
+                PART,
+                f"{name}: PyTorch{form}, {title}",
+                "our bilevel step" if learned else "our plain step",
+                (times[kind + form], times["ours" if learned else "ours, plain"]),
+                expected=_target(subject, kind),
+            )
+
+
+def _formats(subject: Subject, kind: str) -> tuple[str, ...]:
+    if subject.shape[0] <= 8:
+        return ("",)
+    # `higher` adds its copies to what create_graph takes, in either format.
+    return (", channels_last",) if kind == "higher" else ("", ", channels_last")
+
+
+def _steps() -> int:
+    """PyTorch's steps in one call: a GPU is waited for once in many, as ours is."""
+    return 1 if jax.default_backend() == "cpu" else 20
 
 
 def _absolute(
@@ -100,8 +111,17 @@ def _peer(name: str, kind: str, batch: int, *, channels_last: bool) -> Callable[
         device=device,
     )
     step = torch_steps.STEPS[kind.partition(",")[0]](student, teacher, batches, setting).step
-    # A value on the host is what a GPU has to be waited for.
-    return step if device == "cpu" else lambda: step().item()
+    return step if device == "cpu" else functools.partial(_on_gpu, step)
+
+
+def _on_gpu(step: Callable[[], Any]) -> None:
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = True  # as JAX's default precision does
+    torch.backends.cudnn.allow_tf32 = True
+    for _ in range(_steps()):
+        step()
+    torch.cuda.synchronize()
 
 
 def _options(subject: Subject, net: str, options: Any) -> dict[str, Any]:

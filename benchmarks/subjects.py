@@ -58,7 +58,6 @@ SUBJECTS: Mapping[str, Subject] = {
     "cnn": Subject(("cnn", {"widths": (16, 32)}), ("cnn", {"widths": (32, 64)}), (8, 8, 1), 10),
     "resnet20": Subject(("resnet20", {}), ("resnet56", {}), (32, 32, 3), 100),
     "resnet8x4": Subject(("resnet8x4", {}), ("resnet32x4", {}), (32, 32, 3), 100),
-    "wrn_16_2": Subject(("wrn_16_2", {}), ("wrn_40_2", {}), (32, 32, 3), 100),
 }
 
 
