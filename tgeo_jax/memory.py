@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 
+from tgeo_jax import simulated
 from tgeo_jax.errors import ConfigError
 
 _MEGABYTE = 1e6
@@ -50,6 +51,8 @@ def free(device: jax.Device) -> int | None:
         >>> free(jax.devices("cpu")[0]) > 0
         True
     """
+    if simulated.are_accelerators():
+        return None
     if device.platform == "cpu":
         return _free_of_host()
     found = device.memory_stats()
@@ -72,7 +75,7 @@ def check(wanted: Needed, available: int | None) -> None:
         >>> check(Needed(10, 20), 19)  # doctest: +ELLIPSIS
         Traceback (most recent call last):
         ...
-        tgeo_jax.errors.ConfigError: data.batch_size: a step needs 0 MB of working space ...
+        tgeo_jax.errors.ConfigError: data.batch_size: a step needs 0.00 MB of working space ...
     """
     if available is None or wanted.working <= available:
         return
@@ -99,7 +102,12 @@ def told(wanted: Needed, available: int | None) -> str:
 
 
 def _mb(count: int) -> str:
-    return f"{count / _MEGABYTE:,.0f} MB"
+    """Examples:
+    >>> _mb(0), _mb(62_000), _mb(3_000_000), _mb(22_603_000_000)
+    ('0 MB', '0.06 MB', '3 MB', '22,603 MB')
+    """
+    digits = 0 if not count or count >= _MEGABYTE else 2
+    return f"{count / _MEGABYTE:,.{digits}f} MB"
 
 
 def _free_of_host() -> int | None:
