@@ -9,7 +9,6 @@ import functools
 import json
 import os
 import pathlib
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -22,16 +21,11 @@ import numpy as np
 from benchmarks import measure
 from benchmarks.subjects import SUBJECTS, data, method, teacher
 from benchmarks.table import Row
-from tgeo_jax import distill, losses, parallel, ranking
+from tgeo_jax import collectives, distill, losses, parallel, ranking
 from tgeo_jax.dispatch import Dispatcher, Resident
 
 CLASSES, DEVICES = "classes", "devices"
 _LOSS_BATCH, _RANK_BATCH = 64, 16
-_BYTES = {"f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1, "f64": 8, "u8": 1}
-_COLLECTIVE = re.compile(
-    r"= (?P<shape>[^=]*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|"
-    r"collective-permute)(?:-start)?\("
-)
 
 
 def class_rows(
@@ -142,27 +136,6 @@ def device_rows(most: int = 8) -> Iterator[Row]:
         )
 
 
-def collectives(program: str) -> list[tuple[str, int]]:
-    """Kind and bytes of every collective in a compiled program's text.
-
-    Args:
-        program: `compiled.as_text()`.
-
-    Examples:
-        >>> collectives("x = (f32[2,3], f32[4]) all-reduce(a, b), to_apply=add")
-        [('all-reduce', 40)]
-    """
-    found = []
-    for match in _COLLECTIVE.finditer(re.sub(r"/\*.*?\*/", "", program)):  # without /*index=5*/
-        shapes = re.findall(r"(\w+)\[([\d,]*)\]", match["shape"])
-        sizes = [
-            _BYTES[kind] * int(np.prod([int(n) for n in size.split(",") if n]))
-            for kind, size in shapes
-        ]
-        found.append((match["kind"], sum(sizes)))
-    return found
-
-
 def _of_mesh(name: str, learned: bool, devices: int) -> Mapping[str, Any]:
     """What one step says between devices; its data and its batches are those of `Training`."""
     mesh = parallel.make_mesh(1, jax.devices()[:devices])
@@ -177,16 +150,15 @@ def _of_mesh(name: str, learned: bool, devices: int) -> Mapping[str, Any]:
     replicated = parallel.replicated(mesh)
     taught, both = jax.device_put((teacher(name), Resident(split, split)), replicated)
     program, _ = dispatcher.program(state, taught, both, 1, 0)
-    found = collectives(program.as_text() or "")
-    kinds = {kind: sum(kind == k for k, _ in found) for kind, _ in found}
+    found = collectives.collectives(program.as_text() or "")
     params = jax.tree.leaves((state.student.params, state.fusion.params if learned else ()))
     return {
         "case": f"{name}, {'bilevel' if learned else 'plain'} step",
         "devices": devices,
         "count": len(found),
-        "bytes": sum(size for _, size in found),
+        "bytes": sum(one.bytes for one in found),
         "gradient_bytes": sum(leaf.nbytes for leaf in params),
-        "kinds": ", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "none",
+        "kinds": collectives.kinds(found),
         "temporary": measure.costs(program).temporary,
     }
 

@@ -11,6 +11,7 @@ import os
 import pathlib
 import platform
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,11 +21,15 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from tgeo_jax import config as configs
-from tgeo_jax.errors import ConfigError, TgeoError
+from tgeo_jax import peers
+from tgeo_jax.errors import ConfigError, Interrupted, TgeoError
 
 
 def run(main: Callable[[Sequence[str]], Any]) -> None:
-    """Runs a command; a problem its user can solve is one message and exit status 2."""
+    """Runs a command; a problem its user can solve is one message and exit status 2.
+
+    A run that SIGTERM stopped, having saved, exits with 75, which schedulers are told to restart.
+    """
 
     def told_plainly(argv: Sequence[str]) -> int:
         if not flags.FLAGS["verbosity"].present:
@@ -32,6 +37,9 @@ def run(main: Callable[[Sequence[str]], Any]) -> None:
         _keep_compiled_programs()
         try:
             main(argv)
+        except Interrupted as error:
+            print(error, file=sys.stderr)
+            return 130 if error.signal == signal.SIGINT else peers.RESTART
         except TgeoError as error:
             print(f"error: {error}", file=sys.stderr)
             return 2

@@ -40,12 +40,19 @@ def test_images_that_are_not_finite_are_named_by_split_and_index(digits_dir, mon
 
 def test_a_batch_that_devices_cannot_share_is_refused(digits_dir, monkeypatch):
     class EightDevices:
-        shape = types.MappingProxyType({"seed": 1, "data": 8})
+        shape = types.MappingProxyType({"seed": 1, "data": 4, "model": 2})
 
-    monkeypatch.setattr(parallel, "make_mesh", lambda seed_devices: EightDevices())
+    monkeypatch.setattr(parallel, "make_mesh", lambda *args, **options: EightDevices())
     config = _config(digits_dir)
     config.data.batch_size = 60
     with pytest.raises(ConfigError, match=r"data\.batch_size=60: .*8 devices.*use 56 or 64"):
+        assemble.assemble(config)
+
+
+def test_replicas_that_do_not_divide_a_batch_are_refused(digits_dir):
+    config = _config(digits_dir)
+    config.mesh.replicas = 5
+    with pytest.raises(ConfigError, match=r"mesh\.replicas=5: must divide data\.batch_size=64"):
         assemble.assemble(config)
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from benchmarks import growth, measure, table
+from benchmarks import measure, table
+from tgeo_jax import collectives
 
 
 def test_a_ratio_is_taken_round_by_round():
@@ -45,10 +46,13 @@ def test_costs_of_a_product_by_hand():
 def test_collectives_of_a_program_whose_result_is_a_tuple_with_comments():
     text = """
     %x = (f32[2,3]{1,0}, f32[4]{0}, /*index=2*/bf16[5]{0}) all-reduce(%a, %b, %c), to_apply=%add
-    %y = f32[8,64]{1,0} all-gather(%z), dimensions={0}
+    %y = f32[8,64]{1,0} all-gather(%z), dimensions={0}, replica_groups={{0,2},{1,3}}, channel_id=1
+    %v = u8[7]{0} reduce-scatter(%z), replica_groups=[2,4]<=[8], dimensions={0}
     %w = f32[] add(%p, %q)
     """
-    assert growth.collectives(text) == [("all-reduce", 50), ("all-gather", 2048)]
+    assert collectives.collectives(text) == [
+        ("all-reduce", 50, None), ("all-gather", 2048, 2), ("reduce-scatter", 7, 4)
+    ]  # fmt: skip
 
 
 def test_collectives_of_a_compiled_program():
@@ -57,7 +61,7 @@ def test_collectives_of_a_compiled_program():
     mesh = Mesh(np.array(jax.devices()), ("data",))
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     total = jax.jit(jnp.sum, in_shardings=sharding).lower(jnp.ones(8)).compile()
-    assert growth.collectives(total.as_text()) == []
+    assert collectives.collectives(total.as_text()) == []
 
 
 def test_rows_survive_their_file(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.conftest import ROOT
 from tgeo_jax import checkpoint
 from tgeo_jax.checkpoint import Checkpoints
 from tgeo_jax.errors import CheckpointError
@@ -148,6 +149,38 @@ def test_a_checkpoint_that_was_not_finished_does_not_count(tmp_path):
     # What a killed writer leaves: Orbax renames a temporary folder as its last act.
     (tmp_path / "5.orbax-checkpoint-tmp").mkdir()
     assert bits(restored(tmp_path, state_and_best())) == bits(state_and_best(4.0))
+
+
+def test_a_full_disk_is_told_and_leaves_the_checkpoint_before_whole(tmp_path):
+    """In a process of its own whose files may not grow beyond a limit."""
+    code = f"""
+import pathlib, resource, signal
+import jax.numpy as jnp
+from tgeo_jax.checkpoint import Checkpoints
+from tgeo_jax.errors import CheckpointError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails, as on a full disk
+checkpoints = Checkpoints(pathlib.Path({str(tmp_path)!r}))
+checkpoints.save(1, {{"w": jnp.ones(3)}}, {{"w": jnp.ones(3)}})
+checkpoints._checkpointer.wait()
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**20))
+large = {{"w": jnp.sin(jnp.arange(1e6))}}
+try:
+    checkpoints.save(2, large, large)
+    checkpoints.close()
+except CheckpointError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+again = Checkpoints(pathlib.Path({str(tmp_path)!r}))
+print(again.latest_step(), again.restore({{"w": jnp.zeros(3)}}, {{"w": jnp.zeros(3)}})[0]["w"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    told, after = done.stdout.splitlines()
+    assert told.startswith(f"{tmp_path}: a checkpoint could not be written (")
+    assert "that of step 1 is whole" in told
+    assert after == "1 [1. 1. 1.]"
 
 
 def test_closing_twice_is_allowed(tmp_path):

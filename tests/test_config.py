@@ -61,6 +61,8 @@ BAD = {
     "train.eval_every": 0,
     "train.checkpoint_every": 0,
     "mesh.seed": 0,
+    "mesh.model": 0,
+    "mesh.replicas": -1,
     "generation": -1,
     **{f"optimizer.{name}": value for name, value in BAD_OPTIMIZER.items()},
     **{f"meta.optimizer.{name}": value for name, value in BAD_OPTIMIZER.items()},
@@ -335,7 +337,7 @@ def test_differences_name_changed_new_and_lost_fields():
     [
         ("train.epochz", r"train\.epochz: no such field; did you mean 'train\.epochs'\?"),
         ("seed.first", r"seed\.first: seed is a value, not a section"),
-        ("mesh.qqq", r"mesh\.qqq: no such field; known: mesh\.seed"),
+        ("mesh.qqq", r"mesh\.qqq: no such field; known: mesh\.seed, mesh\.model, mesh\.replicas"),
     ],
 )
 def test_unknown_field_says_where_a_path_leaves_the_configuration(path, said):

@@ -160,7 +160,8 @@ class Stream:
     def __len__(self) -> int:
         return len(LABELS)
 
-    def sweep(self, batch_size):
+    def sweep(self, batch_size, shard=(0, 1)):
+        assert shard == (0, 1)
         rows = -(-len(LABELS) // batch_size) * batch_size
         images, labels = np.zeros((rows, *IMAGES.shape[1:]), np.uint8), np.zeros(rows, np.int32)
         real = np.isin(np.arange(rows), np.setdiff1d(np.arange(len(LABELS)), self.unreadable))

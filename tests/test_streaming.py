@@ -239,6 +239,23 @@ def test_a_corrupt_image_is_replaced_by_the_next_counted_once_and_named_in_the_l
         assert epoch.count(clean[index].tobytes()) == 2
 
 
+@pytest.mark.parametrize(("count", "batch_size"), [(2, 4), (2, 8), (4, 8), (4, 16)])
+def test_processes_sweep_their_rows_of_every_batch(photos, count, batch_size):
+    """11 examples: of the last batch some processes get a part, and some nothing."""
+    reader = stream(photos, "validation", 11)
+    rows = batch_size // count
+    shards = [list(reader.sweep(batch_size, (index, count))) for index in range(count)]
+    together = [
+        np.concatenate([np.concatenate([shard[step][part] for shard in shards]) for step in steps])
+        for part in range(3)
+        for steps in [range(len(shards[0]))]
+    ]
+    assert {len(shard) for shard in shards} == {-(-11 // batch_size)}
+    assert {len(labels) for shard in shards for _, labels, _ in shard} == {rows}
+    for found, expected in zip(together, swept(reader, batch_size), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_in_a_sweep_a_corrupt_image_is_blank_and_not_counted(damaged):
     reader = stream(damaged)
     images, _, real = swept(reader, 7)

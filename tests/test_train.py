@@ -310,7 +310,7 @@ def test_a_second_process_is_kept_out(digits_dir, tmp_path):
     assert train.run(config, folder.path, progress=False)["steps"] == 40
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(digits_dir, tmp_path):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(digits_dir, tmp_path, caplog):
     config = _small(digits_dir)
     expected = train.run(config, tmp_path / "run", progress=False)
     (tmp_path / "run" / "result.json").unlink()
@@ -318,10 +318,44 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(digits_dir, tm
     for path in newest.glob("state/**/*"):
         if path.is_file() and path.stat().st_size > 100:
             path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(CheckpointError, match=r"checkpoints/40: .*move that folder away"):
+    found = train.run(config, tmp_path / "run", progress=False)
+    assert found["per_seed"] == expected["per_seed"]
+    (said,) = [record.getMessage() for record in caplog.records if "damaged" in record.getMessage()]
+    kept = tmp_path / "run" / "checkpoints_damaged" / "40"
+    assert said.startswith(f"{newest}: this checkpoint cannot be read")
+    assert "of step 20" in said
+    assert said.endswith(f"kept as {kept}")
+    assert kept.is_dir()
+    for path in (tmp_path / "run" / "checkpoints").glob("*/state/**/*"):
+        if path.is_file() and path.stat().st_size > 100:
+            path.write_bytes(b"")
+    (tmp_path / "run" / "result.json").unlink()
+    with pytest.raises(CheckpointError, match=r"checkpoints/40, .*/20: no checkpoint can be read"):
         train.run(config, tmp_path / "run", progress=False)
-    newest.rename(tmp_path / "damaged")
-    assert train.run(config, tmp_path / "run", progress=False)["per_seed"] == expected["per_seed"]
+
+
+def test_a_run_goes_on_with_another_configuration_if_told_to(command, digits_dir, tmp_path):
+    run = tmp_path / "run"
+    arguments = (
+        "-m", "experiments.main", "--config=configs/digits/plain.py", f"--workdir={run}",
+        "--config.student.name=mlp",
+    )  # fmt: skip
+    command(*arguments, "--config.train.epochs=1")
+    refused = command(*arguments, "--config.train.epochs=2", check=False)
+    assert refused.returncode == 2
+    assert "train.epochs: 1 -> 2" in refused.stderr
+    assert "--accept_changes to go on" in refused.stderr
+    command(*arguments, "--config.train.epochs=2", "--accept_changes")
+    assert [r["epoch"] for r in writers.read_records(run / "metrics.jsonl")] == [1.0, 2.0]
+    assert json.loads((run / "config.1.json").read_text())["train"]["epochs"] == 1
+    assert json.loads((run / "config.json").read_text())["train"]["epochs"] == 2
+    assert json.loads((run / "result.1.json").read_text())["epochs"] == 1
+    # What does not fit what was trained is another network, not damage.
+    arguments += ("--config.train.epochs=3", "--config.student.mlp.hidden=(5,)", "--accept_changes")
+    refused = command(*arguments, check=False)
+    assert refused.returncode == 2
+    assert "another architecture" in refused.stderr
+    assert not (run / "checkpoints_damaged").exists()
 
 
 def test_lost_records_are_noticed_instead_of_written_into_a_result(digits_dir, tmp_path):

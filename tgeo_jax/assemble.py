@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sized
 from typing import Any
 
@@ -12,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tgeo_jax import choices, distill, losses, models, optimizers, parallel, teachers
+from tgeo_jax import choices, distill, losses, memory, models, optimizers, parallel, teachers
 from tgeo_jax import config as configs
 from tgeo_jax.data import sources, streaming, views, workers
 from tgeo_jax.errors import ConfigError, DataError
@@ -72,19 +73,22 @@ def assemble(config: ConfigDict, *, anchor_comes_later: bool = False) -> Run:
         tgeo_jax.errors.ConfigError: data.name='digit': unknown dataset; did you mean 'digits'?
     """
     configs.check(config)
-    mesh = parallel.make_mesh(config.mesh.seed)
+    mesh = parallel.make_mesh(config.mesh.seed, model_devices=config.mesh.model)
+    replicas = config.mesh.replicas or parallel.batch_parts(mesh)
     dataset = _dataset(config)
     _check_images(config, dataset)
-    _check_batch(mesh, "data.batch_size", config.data.batch_size, dataset.train)
+    _check_batch(mesh, "data.batch_size", config.data.batch_size, replicas, dataset.train)
     steps_per_epoch = len(dataset.train) // config.data.batch_size
+    _check_steps(config, steps_per_epoch)
     for name in config.loss.name.split("+"):
         loss = losses.soft_loss(name, **config.loss[name].to_dict())
         choices.check_loss(name, loss, dataset.num_classes)
     teacher = teachers.load(config, dataset)
-    method = _method(config, dataset, teacher, steps_per_epoch)
-    _check_network(f"student.name={config.student.name!r}", method.student, dataset)
+    method = _method(config, dataset, teacher, steps_per_epoch, replicas)
+    _check_network("student", method.student, config, mesh, dataset)
     if method.role.peer is not None:
-        _check_network(f"teacher.name={config.teacher.name!r}", method.role.peer, dataset)
+        _check_network("teacher", method.role.peer, config, mesh, dataset)
+    _check_fusion(config, method, mesh)
     anchor = teachers.anchors(config, method.student, dataset, config.seeds)
     if method.role.anchored and anchor is None and not anchor_comes_later:
         raise ConfigError(
@@ -92,7 +96,7 @@ def assemble(config: ConfigDict, *, anchor_comes_later: bool = False) -> Run:
             "of the student's architecture, or let experiments.main train the whole chain"
         )
     if method.meta_learned and method.order != "prequential":
-        _check_batch(mesh, "meta.batch_size", config.meta.batch_size, dataset.validation)
+        _check_batch(mesh, "meta.batch_size", config.meta.batch_size, replicas, dataset.validation)
     if isinstance(dataset, streaming.StreamedDataset):
         streams = 1 + (method.meta_learned and not method.prequential)
         rows = max(config.data.batch_size, config.meta.batch_size)
@@ -123,6 +127,7 @@ def _method(
     dataset: Dataset,
     teacher: teachers.Trained | None,
     steps_per_epoch: int,
+    replicas: int,
 ) -> distill.Distillation:
     clean_view = views.normalise(dataset.mean, dataset.std)
     drops = config.optimizer.drop_epochs if config.optimizer.schedule == "step" else ()
@@ -157,8 +162,9 @@ def _method(
             estimator=config.meta.estimator,
             outer_soft=config.meta.outer_soft,
             drop_steps=tuple(epoch * steps_per_epoch for epoch in drops),
+            replicas=replicas,
         )
-    except ValueError as error:  # choices that do not go together
+    except _IMPOSSIBLE as error:  # choices that do not go together
         raise ConfigError(str(error)) from error
 
 
@@ -171,11 +177,55 @@ def _fusion_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.Gradien
     return optax.MultiSteps(optimizer, meta.accumulate).gradient_transformation()
 
 
-def _check_network(field: str, module: Any, dataset: Dataset) -> None:
+def _check_steps(config: ConfigDict, steps_per_epoch: int) -> None:
+    """Steps are counted in 32 bits."""
+    epochs = {"train.epochs": config.train.epochs}
+    for path in ("optimizer", "meta.optimizer"):
+        section = config.optimizer if path == "optimizer" else config.meta.optimizer
+        if section.schedule == "step" and section.drop_epochs:
+            epochs[f"{path}.drop_epochs"] = section.drop_epochs[-1]
+    for field, value in epochs.items():
+        if value * steps_per_epoch >= 2**31:
+            raise ConfigError(
+                f"{field}={value}: must stay below {math.ceil(2**31 / steps_per_epoch)}, since an "
+                f"epoch has {steps_per_epoch} steps and 2**31 steps cannot be counted"
+            )
+
+
+# What a network of impossible size says, depending on where its shape is used first.
+_IMPOSSIBLE = (ValueError, TypeError, ZeroDivisionError, OverflowError)
+
+
+def _check_network(
+    which: str, module: Any, config: ConfigDict, mesh: Mesh, dataset: Dataset
+) -> None:
+    field = f"{which}.name={config[which].name!r}"
     try:
-        jax.eval_shape(module.init, jax.random.key(0), dataset.example.astype(np.float32))
-    except (ValueError, TypeError, ZeroDivisionError) as error:  # whatever a network says
+        example = dataset.example.astype(np.float32)
+        found = jax.eval_shape(module.init, jax.random.key(0), example)
+    except _IMPOSSIBLE as error:  # whatever a network says
         raise ConfigError(f"{field}: does not fit this dataset: {error}") from error
+    _check_memory(field, found, config, mesh)
+
+
+def _check_fusion(config: ConfigDict, method: distill.Distillation, mesh: Mesh) -> None:
+    if method.meta_learned:
+        field = f"ratio.name={config.ratio.name!r}"
+        init = method.fusion_ratio.init
+        found = jax.eval_shape(lambda key: init(key, method.num_classes), jax.random.key(0))
+        _check_memory(field, found, config, mesh)
+
+
+def _check_memory(field: str, variables: Any, config: ConfigDict, mesh: Mesh) -> None:
+    """What could not even be initialised is refused here; see `memory` for what a step needs."""
+    available = memory.free(mesh.local_devices[0])
+    seeds = config.seeds // config.mesh.seed
+    wanted = 4 * seeds * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables))
+    if available is not None and wanted > available:
+        raise ConfigError(
+            f"{field}: its parameters need {wanted / 1e9:,.1f} GB for seeds={seeds} on a device, "
+            f"and {available / 1e9:,.1f} GB are free; use a smaller network or fewer seeds"
+        )
 
 
 def _wants_no_loops(method: distill.Distillation, mesh: Mesh, dataset: Dataset) -> bool:
@@ -186,8 +236,13 @@ def _wants_no_loops(method: distill.Distillation, mesh: Mesh, dataset: Dataset) 
     return any(convolution.has_convolutions(m.init, key, images) for m in trained if m is not None)
 
 
-def _check_batch(mesh: Mesh, field: str, batch_size: int, split: Sized) -> None:
+def _check_batch(mesh: Mesh, field: str, batch_size: int, replicas: int, split: Sized) -> None:
     parallel.check_batch(mesh, field, batch_size)
+    if batch_size % replicas:
+        raise ConfigError(
+            f"mesh.replicas={replicas}: must divide {field}={batch_size}, so that all parts of a "
+            "batch are equal"
+        )
     if batch_size > len(split):
         raise ConfigError(
             f"{field}={batch_size}: larger than its split of {len(split)} examples; use "
@@ -196,6 +251,12 @@ def _check_batch(mesh: Mesh, field: str, batch_size: int, split: Sized) -> None:
 
 
 def _check_images(config: ConfigDict, dataset: Dataset) -> None:
+    side, padding = min(dataset.example.shape[1:3]), config.data.crop_padding
+    if padding > side:
+        raise ConfigError(
+            f"data.crop_padding={padding}: must be at most the side of an image, {side}, or crops "
+            "would show nothing of it"
+        )
     if isinstance(dataset, streaming.StreamedDataset):
         return  # their pixels are bytes
     for split_name in ("train", "validation", "test"):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from orbax.checkpoint import v1 as ocp
 
+from tgeo_jax import parallel
 from tgeo_jax.errors import CheckpointError
 
 PyTree = Any
@@ -26,6 +30,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: pathlib.Path):
+        self._directory = directory
         directory.mkdir(parents=True, exist_ok=True)
         self._checkpointer = ocp.training.Checkpointer(
             directory.absolute(),
@@ -35,16 +40,21 @@ class Checkpoints:
         self._closed = False
 
     def save(self, step: int, state: PyTree, best: PyTree) -> None:
-        """Starts saving, unless this step is saved already; returns when arrays may change."""
-        self._checkpointer.wait()
-        if self.latest_step() == step:
-            return
-        # Copied on the device: the next dispatch donates these buffers, and on CPU the writer
-        # reads them in place.
-        items = jax.tree.map(jnp.copy, {"state": state, "best": best})
-        self._checkpointer.save_checkpointables_async(
-            step, {name: flax.serialization.to_state_dict(item) for name, item in items.items()}
-        )
+        """Starts saving, unless this step is saved already; returns when arrays may change.
+
+        Raises:
+            CheckpointError: this save, or the one before, could not be written.
+        """
+        with self._told_plainly():
+            self._checkpointer.wait()
+            if self.latest_step() == step:
+                return
+            # Copied on the device: the next dispatch donates these buffers, and on CPU the writer
+            # reads them in place.
+            items = jax.tree.map(jnp.copy, {"state": state, "best": best})
+            self._checkpointer.save_checkpointables_async(
+                step, {name: flax.serialization.to_state_dict(item) for name, item in items.items()}
+            )
 
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint, None if there is none."""
@@ -52,24 +62,19 @@ class Checkpoints:
         return None if latest is None else latest.step
 
     def restore(self, state: PyTree, best: PyTree) -> tuple[PyTree, PyTree]:
-        """The newest checkpoint, laid out and placed like the given examples.
+        """The newest checkpoint that can be read, laid out and placed like the given examples.
+
+        Damaged ones that are newer are moved beside the folder, with a warning that names them.
 
         Raises:
-            CheckpointError: it cannot be read; what to do to go on from the one before.
+            CheckpointError: none can be read, or they are of another architecture.
         """
         examples = {"state": state, "best": best}
         abstract = {
             name: jax.tree.map(_abstract, flax.serialization.to_state_dict(item))
             for name, item in examples.items()
         }
-        step = self.latest_step()
-        try:
-            found = self._checkpointer.load_checkpointables(step, abstract)
-        except Exception as error:
-            raise CheckpointError(
-                f"{self._checkpointer.directory}/{step}: this checkpoint cannot be read ({error}); "
-                "move that folder away, and the same command goes on from the one before"
-            ) from error
+        found = self._newest_readable(abstract)
         restored = {
             name: flax.serialization.from_state_dict(item, found[name])
             for name, item in examples.items()
@@ -77,10 +82,76 @@ class Checkpoints:
         return restored["state"], restored["best"]
 
     def close(self) -> None:
-        """Waits for a save under way; may be called again."""
+        """Waits for a save under way; may be called again.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
         if not self._closed:
             self._closed = True
-            self._checkpointer.close()
+            with self._told_plainly():
+                self._checkpointer.close()
+
+    def _newest_readable(self, abstract: PyTree) -> PyTree:
+        damaged: dict[int, Exception] = {}
+        for step in sorted((one.step for one in self._checkpointer.checkpoints), reverse=True):
+            try:
+                found = self._checkpointer.load_checkpointables(step, abstract)
+            except Exception as error:  # whatever Orbax, TensorStore or a file system says
+                self._check_fits(step, abstract)
+                damaged[step] = error
+                continue
+            for other in damaged:
+                logging.warning(
+                    "%s: this checkpoint cannot be read; going on from the one before, of step "
+                    "%d. The damaged one is kept as %s",
+                    self._directory / str(other), step, self._put_aside(other),
+                )  # fmt: skip
+            if damaged:
+                parallel.together("damaged checkpoints")
+                self._checkpointer.reload()
+            return found
+        names = ", ".join(str(self._directory / str(step)) for step in damaged)
+        reason = next(iter(damaged.values()), "there is none")
+        raise CheckpointError(
+            f"{names}: no checkpoint can be read ({reason}); restore them from a copy, or move the "
+            "folder away to begin again"
+        )
+
+    def _check_fits(self, step: int, abstract: PyTree) -> None:
+        """What cannot be loaded may be whole, but of another network."""
+        try:
+            found: Any = self._checkpointer.checkpointables_metadata(step).metadata
+            given = {name: found[name] for name in abstract}
+        except Exception:  # damaged so far that it does not say what it is
+            return
+        check_fits(abstract, given, str(self._directory / str(step)))
+
+    def _put_aside(self, step: int) -> pathlib.Path:
+        away = self._directory.with_name(f"{self._directory.name}_damaged")
+        target = away / str(step)
+        if jax.process_index() == 0:
+            away.mkdir(exist_ok=True)
+            number = 1
+            while target.exists():
+                number += 1
+                target = away / f"{step}.{number}"
+            (self._directory / str(step)).rename(target)
+        return target
+
+    @contextlib.contextmanager
+    def _told_plainly(self) -> Iterator[None]:
+        try:
+            yield
+        except CheckpointError:
+            raise
+        except Exception as error:  # whatever Orbax, TensorStore or a file system says
+            kept = [one.step for one in self._checkpointer.checkpoints]
+            raise CheckpointError(
+                f"{self._directory}: a checkpoint could not be written ({_reason(error)}); "
+                f"{f'that of step {max(kept)} is whole' if kept else 'there is none yet'}. Make "
+                "room there or mend the storage; the same command goes on from there"
+            ) from error
 
 
 def save_network(directory: pathlib.Path, variables: PyTree) -> None:
@@ -180,6 +251,13 @@ def check_fits(expected: PyTree, given: PyTree, source: str) -> None:
                 f"{source}: another architecture: parameter {name} {there}, the configured "
                 f"network {here}"
             )
+
+
+def _reason(error: BaseException) -> str:
+    """The line of an error, or of what caused it, that a person can use."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    told = [line for line in lines if "Errno" in line or "OS error" in line]
+    return (told or lines)[0][:300]
 
 
 def _path(path: tuple) -> str:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from tgeo_jax import losses, ratios, roles
 from tgeo_jax.errors import ConfigError
 from tgeo_jax.fusion import FusionRatio
+from tgeo_jax.values import shown
 
 
 def soft_loss(section: ConfigDict) -> losses.SoftLoss:
@@ -63,7 +64,9 @@ def ratio(section: ConfigDict) -> FusionRatio:
     try:
         return ratios.RATIOS[section.name](**section[section.name].to_dict())
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        said = str(error)
+        full = said if said.startswith("ratio.") else f"ratio.{section.name}.{said}"
+        raise ConfigError(full) from error
 
 
 def role(section: ConfigDict, teacher: nn.Module | None) -> roles.Role:
@@ -121,6 +124,7 @@ hard_to_pearson, none
     chosen_ratio = ratio(config.ratio)
     chosen_role = any_role(config.role)
     _check_teacher(config, chosen_role)
+    _check_file_name(config)
     _check_widths(config)
     _check_weights(config, chosen_role)
     _check_meta(config, chosen_ratio)
@@ -155,6 +159,8 @@ def _check_numbers(path: str, options: dict[str, Any]) -> None:
         if not (math.isfinite(value) and (value > 0 if positive else value >= 0)):
             bound = "> 0" if positive else ">= 0"
             raise ConfigError(f"{path}.{option}={value}: must be a finite number {bound}")
+        if "temperature" in option and not 1e-6 <= value <= 1e6:  # float32 holds its square
+            raise ConfigError(f"{path}.{option}={value}: must lie in [1e-6, 1e6]")
 
 
 def _check_teacher(config: ConfigDict, chosen: roles.Role) -> None:
@@ -169,6 +175,18 @@ def _check_teacher(config: ConfigDict, chosen: roles.Role) -> None:
         raise ConfigError(
             f"role.cached.views={chosen.cached.views}: nothing is augmented, so all views are the "
             "clean image; use role.cached.views=0 (or data.crop_padding, data.flip)"
+        )
+
+
+def _check_file_name(config: ConfigDict) -> None:
+    name = config.role.cached.name
+    if config.role.name != "cached":
+        return
+    # It is written beside the dataset and nowhere else.
+    if "/" in name or "\\" in name or len(name.encode()) > 200:
+        raise ConfigError(
+            f"role.cached.name={shown(name)}: must be the name of a file, without folders and of "
+            "at most 200 bytes"
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from tgeo_jax import bilevel, choices, distill, losses, optimizers, ratios, roles
+from tgeo_jax import bilevel, choices, distill, losses, optimizers, ratios, roles, values
 from tgeo_jax.errors import ConfigError, nearest
 from tgeo_jax.models.build import MODELS, PRECISIONS, default_options
 
@@ -85,7 +85,13 @@ def default() -> ConfigDict:
                 "eval_every": 1,  # epochs between evaluations, which also log and may save
                 "checkpoint_every": 1,  # evaluations between checkpoints
             },
-            "mesh": {"seed": 1},  # devices along the seed axis; the rest share the batch
+            "mesh": {
+                "seed": 1,  # devices along the seed axis; the rest share the batch
+                "model": 1,  # of those, how many keep a frozen teacher's parameters in parts
+                # Parts of a batch that BatchNorm sees by themselves: 1 as under jax.jit, 0: one for
+                # each device that shares the batch, as under jax.pmap.
+                "replicas": 1,
+            },
             "precision": "float32",  # of the networks' computation; or "bfloat16"
             "remat": False,  # recompute the student's blocks in the backward pass, not keep them
             "profile": "",  # folder for a trace of some dispatches, which xprof opens; empty: none
@@ -117,7 +123,7 @@ def check(config: ConfigDict) -> None:
             else:  # of names joined by "+", the first that is unknown
                 part = next((part for part in value.split("+") if part not in what), value)
                 problem = f"unknown{nearest(part, what)}"
-            raise ConfigError(f"{field}={value!r}: {problem}")
+            raise ConfigError(f"{field}={values.shown(value)}: {problem}")
     choices.check(config)
     _check_stream(config)
     _check_schedule(config, "optimizer")
@@ -131,6 +137,7 @@ def check(config: ConfigDict) -> None:
             f"mesh.seed={config.mesh.seed}: must divide seeds={config.seeds}, so that every "
             "device along that axis trains the same number of seeds"
         )
+    values.check_finite(config.to_dict())
 
 
 def unknown_field(config: ConfigDict, path: str) -> str | None:
@@ -247,7 +254,7 @@ _OPTIMIZER_RULES: dict[str, Rule] = {
     "clip_norm": _NOT_NEGATIVE,
     "schedule": _one_of(optimizers.SCHEDULES),
     "drop_epochs": (
-        lambda v: list(v) == sorted(set(v)) and all(e > 0 for e in v),
+        lambda v: list(v) == sorted(set(v)) and all(e > 0 and math.isfinite(e) for e in v),
         "be > 0 and increase",
     ),
     "drop_factor": _POSITIVE,
@@ -265,10 +272,10 @@ _RULES: dict[str, Rule] = {
     "data.std": (lambda v: all(s > 0 and math.isfinite(s) for s in v), "hold numbers > 0"),
     "data.crop_padding": _NOT_NEGATIVE_INT,
     "data.cutout": _NOT_NEGATIVE_INT,
-    "data.randaugment_layers": _NOT_NEGATIVE_INT,
+    "data.randaugment_layers": (lambda v: 0 <= v <= 100, "be an integer in [0, 100]"),
     "data.randaugment_magnitude": (lambda v: 0 <= v <= 10, "lie in [0, 10]"),
     "data.pipeline": _one_of(("resident", "stream")),
-    "data.image_size": _POSITIVE_INT,
+    "data.image_size": (lambda v: 0 < v <= 2048, "be an integer in [1, 2048]"),
     "data.workers": _NOT_NEGATIVE_INT,
     "data.max_corrupt": _NOT_NEGATIVE_INT,
     "data.batch_size": _POSITIVE_INT,
@@ -297,6 +304,8 @@ _RULES: dict[str, Rule] = {
     "train.eval_every": _POSITIVE_INT,
     "train.checkpoint_every": _POSITIVE_INT,
     "mesh.seed": _POSITIVE_INT,
+    "mesh.model": _POSITIVE_INT,
+    "mesh.replicas": _NOT_NEGATIVE_INT,
     "precision": _one_of(PRECISIONS),
     "profile": (lambda v: "\0" not in v, "name a folder"),
     "generation": _NOT_NEGATIVE_INT,
@@ -316,44 +325,17 @@ def _check_fields(given: dict, known: dict, prefix: str) -> None:
     for name, value in given.items():
         path = f"{prefix}{name}"
         if name not in known:
-            raise ConfigError(f"{path}={value!r}: no such field{nearest(name, known)}")
+            raise ConfigError(f"{path}={values.shown(value)}: no such field{nearest(name, known)}")
         if isinstance(known[name], dict) != isinstance(value, dict):
             expected = "a section" if isinstance(known[name], dict) else "a value"
-            raise ConfigError(f"{path}={value!r}: must be {expected}")
+            raise ConfigError(f"{path}={values.shown(value)}: must be {expected}")
         if isinstance(value, dict):
             _check_fields(value, known[name], f"{path}.")
-        elif not _same_kind(value, known[name]):
-            raise ConfigError(f"{path}={value!r}: must be {_KINDS[type(known[name])]}")
-        elif isinstance(value, tuple | list):
-            kind, what = (str, "texts") if path in _TEXTS else (int | float, "numbers")
-            if not all(isinstance(v, kind) and not isinstance(v, bool) for v in value):
-                raise ConfigError(f"{path}={tuple(value)!r}: must be a tuple of {what}")
+        else:
+            values.check(path, value, known[name])
     for name in known:
         if name not in given:
             raise ConfigError(f"{prefix}{name}: missing; start from tgeo_jax.config.default()")
-
-
-_TEXTS = ("role.several.workdirs",)  # the other tuples hold numbers
-_KINDS = {
-    bool: "true or false",
-    int: "an integer",
-    float: "a number",
-    str: "text",
-    tuple: "a tuple",
-    type(None): "a number, or None",
-}
-
-
-def _same_kind(value: Any, example: Any) -> bool:
-    if isinstance(example, bool) or isinstance(value, bool):
-        return isinstance(value, bool) and isinstance(example, bool)
-    if example is None:  # "chosen for you", or a number
-        return value is None or isinstance(value, int | float)
-    if isinstance(example, float):
-        return isinstance(value, int | float)
-    if isinstance(example, tuple):
-        return isinstance(value, tuple | list)
-    return isinstance(value, type(example))
 
 
 def _check_stream(config: ConfigDict) -> None:

@@ -88,8 +88,10 @@ class Dispatcher:
             self._run,
             static_argnums=(4, 5),
             donate_argnums=0,
-            in_shardings=(state, replicated, data, replicated),
-            out_shardings=(state, parallel.by_seed(mesh)),
+            # The teacher stays as it was placed: whole, or in parts.
+            in_shardings=(state, None, data, replicated),
+            # What the host reads must be whole in every process.
+            out_shardings=(state, replicated),
         )
 
     def run(
@@ -126,10 +128,22 @@ class Dispatcher:
         static = self._static(num_steps, first_step)
         is_new = static not in self._programs
         if is_new:
-            lowered = self._jitted.lower(state, teacher, data, _known(first_step), *static)
+            lowered = self.lower(state, teacher, data, num_steps, first_step)
             options = convolution.compiler_options() if self._loop_free else {}
             self._programs[static] = lowered.compile(compiler_options=options)
         return self._programs[static], is_new
+
+    def lower(
+        self,
+        state: TrainState,
+        teacher: Teacher,
+        data: Resident,
+        num_steps: int,
+        first_step: int | None = None,
+    ) -> jax.stages.Lowered:
+        """That program before it is compiled; the shapes of the arguments will do."""
+        static = self._static(num_steps, first_step)
+        return self._jitted.lower(state, teacher, data, _known(first_step), *static)
 
     def _static(self, num_steps: int, first_step: int | None) -> tuple[int, bool | None]:
         every = self.method.meta_every

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from tgeo_jax import bilevel, metrics, objective, online, randomness
@@ -41,7 +42,7 @@ __all__ = [
 def init_state(
     method: Distillation,
     seed: Array | int,
-    images_BxHxWxC: Array,
+    images_BxHxWxC: Array | np.ndarray,
     *,
     trained_teacher: PyTree = None,
     anchor: PyTree = None,
@@ -60,7 +61,7 @@ def init_state(
 
     Examples: in `train_step`, which needs the same method.
     """
-    inputs = method.clean_view(images_BxHxWxC)
+    inputs = method.clean_view(jnp.asarray(images_BxHxWxC))
     variables = method.student.init(randomness.key(seed, 0, Purpose.STUDENT_INIT), inputs)
     params = variables["params"]
     meta_params, peer = {}, None

@@ -26,6 +26,18 @@ class TrainingError(TgeoError):
     """A run that had to stop; what it had trained is saved."""
 
 
+class Interrupted(TgeoError):
+    """A run that was told to stop; what it had trained is saved.
+
+    Attributes:
+        signal: which told it.
+    """
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal
+
+
 def nearest(name: str, known: Any) -> str:
     """End of a message about an unknown name: `; did you mean 'x'?`, or all known ones.
 

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from tgeo_jax import metrics, parallel
 from tgeo_jax.models import convolution
@@ -41,8 +42,13 @@ def predictor(module: nn.Module, clean_view: Callable[[Array], Array]) -> Predic
 class Sweep(Protocol):
     """A split that is read as it is needed."""
 
-    def sweep(self, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Every example once: (images, labels, whether each is real), all batches of one size."""
+    def sweep(
+        self, batch_size: int, shard: tuple[int, int] = (0, 1)
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Every example once: (images, labels, whether each is real), all batches of one size.
+
+        Of every batch, a shard (which process, of how many) gets its rows.
+        """
 
 
 class Evaluator:
@@ -53,18 +59,32 @@ class Evaluator:
         batch_size: examples in one compiled call.
         seeds: whether variables have a leading seed axis.
         one_by_one: whether one seed comes after the other; see `parallel.over_seeds`.
+        mesh: whose devices share every batch, which grows to a multiple of their number; None: one
+            device.
     """
 
-    def __init__(self, predict: Predict, batch_size: int, seeds: bool, *, one_by_one: bool = False):
-        self._batch_size = batch_size
+    def __init__(
+        self,
+        predict: Predict,
+        batch_size: int,
+        seeds: bool,
+        *,
+        one_by_one: bool = False,
+        mesh: Mesh | None = None,
+    ):
+        self._batch_size, self._mesh = batch_size, mesh
+        if mesh is not None:
+            predict = _shared(predict, mesh)
         sums = _batch_sums(predict)
         if seeds:
             predict = parallel.over_seeds(predict, (0, None), 0, one_by_one=one_by_one)
             no_axes = (None, None, None)
             sums = parallel.over_seeds(sums, (0, *no_axes), 0, one_by_one=one_by_one)
         options = convolution.compiler_options() if one_by_one else None
-        self._logits = jax.jit(predict, compiler_options=options)
-        self._sums = jax.jit(sums, compiler_options=options)
+        where: dict[str, Any] = {"compiler_options": options}
+        if mesh is not None:
+            where["out_shardings"] = parallel.replicated(mesh)
+        self._logits, self._sums = jax.jit(predict, **where), jax.jit(sums, **where)
 
     def metrics(
         self, variables: Variables, split: Batch | Sweep, teacher_logits_NxK: Any = None
@@ -102,15 +122,19 @@ class Evaluator:
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(logits, labels) of all examples that can be read, batch by batch."""
         for _, (images, labels, is_real) in self._batches(split):
-            real = np.asarray(is_real)
+            labels_B, real_B = parallel.fetch((labels, is_real))
             logits = np.asarray(self._logits(variables, images))
-            yield logits[..., real, :], np.asarray(labels)[real]
+            yield logits[..., real_B, :], labels_B[real_B]
 
     def _batches(self, split: Batch | Sweep) -> Iterator[tuple[int, tuple[Any, Any, Any]]]:
         size = min(self._batch_size, _length(split))
+        if self._mesh is not None:
+            parts = parallel.batch_parts(self._mesh)
+            size = -(-size // parts) * parts
         if not isinstance(split, Batch):
-            for index, batch in enumerate(split.sweep(size)):
-                yield index * size, batch
+            shard = jax.process_index(), jax.process_count()
+            for index, batch in enumerate(split.sweep(size, shard)):
+                yield index * size, self._of_processes(batch)
             return
         for start in range(0, split.labels_B.shape[0], size):
             images = split.images_BxHxWxC[start : start + size]
@@ -119,7 +143,24 @@ class Evaluator:
             if missing:  # one shape, one compilation
                 images = jnp.pad(images, ((0, missing), *((0, 0),) * (images.ndim - 1)))
                 labels = jnp.pad(labels, (0, missing))
-            yield start, (images, labels, jnp.arange(size) < size - missing)
+            yield start, (images, labels, np.arange(size) < size - missing)
+
+    def _of_processes(self, batch: tuple[np.ndarray, ...]) -> Any:
+        """Whole batches out of what every process has read."""
+        if self._mesh is None or jax.process_count() == 1:
+            return batch
+        where = parallel.examples_sharding(self._mesh)
+        return tuple(jax.make_array_from_process_local_data(where, part) for part in batch)
+
+
+def _shared(predict: Predict, mesh: Mesh) -> Predict:
+    """The same, each device computing its part of the batch."""
+
+    def of_parts(variables: Variables, images: Array) -> Array:
+        where = parallel.examples_sharding(mesh)
+        return predict(variables, jax.lax.with_sharding_constraint(images, where))
+
+    return of_parts
 
 
 def _length(split: Any) -> int:

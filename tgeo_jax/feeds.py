@@ -128,4 +128,4 @@ def placed(split: Any, sharding: Any) -> Any:
     """
     if isinstance(split, streaming.Stream):
         return split
-    return jax.device_put(Batch(split.images, split.labels), sharding)
+    return parallel.put(Batch(split.images, split.labels), sharding)

@@ -167,7 +167,7 @@ def read(path: pathlib.Path) -> list[Record]:
     """
     if not path.exists():
         raise DataError(f"{path}: no such ledger; add a finished run first")
-    lines = enumerate(path.read_text().splitlines(), 1)
+    lines = enumerate(path.read_bytes().splitlines(), 1)
     return [_parsed(line, f"{path}, line {number}", FIELDS) for number, line in lines]
 
 
@@ -203,17 +203,20 @@ def _finished(folder: workdir.Workdir) -> tuple[dict[str, Any], dict[str, Any]]:
 def _loaded(path: pathlib.Path, missing: str) -> dict[str, Any]:
     if not path.exists():
         raise DataError(f"{path}: no such file: {missing}")
-    return _parsed(path.read_text(), str(path), ())
+    return _parsed(path.read_bytes(), str(path), ())
 
 
-def _parsed(text: str, where: str, fields: Iterable[str]) -> dict[str, Any]:
+def _parsed(text: bytes, where: str, fields: Iterable[str]) -> dict[str, Any]:
     try:
         found = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not JSON ({error.msg}); restore the file") from error
+    except (RecursionError, ValueError) as error:
+        said = error.msg if isinstance(error, json.JSONDecodeError) else error
+        raise DataError(f"{where}: not JSON ({said}); restore the file") from error
     lacking = [field for field in fields if not isinstance(found, dict) or field not in found]
     if lacking:
         raise DataError(f"{where}: lacks {', '.join(lacking)}; restore the file")
+    if not isinstance(found, dict):
+        raise DataError(f"{where}: no JSON object; restore the file")
     return found
 
 

@@ -207,7 +207,9 @@ def soft_loss(name: str, **options: Any) -> SoftLoss:
         >>> print(soft_loss("kl", temperature=1.0)(z, z, jnp.array([0, 1])))
         [0. 0.]
     """
-    function = functools.partial(SOFT_LOSSES[name], **options)
+    # A whole number stands for a float: its square would have to fit into 32 bits.
+    numbers = {key: float(v) if type(v) is int else v for key, v in options.items()}
+    function = functools.partial(SOFT_LOSSES[name], **numbers)
     if "labels_B" in inspect.signature(SOFT_LOSSES[name]).parameters:
         return function
     return lambda student_logits_BxK, teacher_logits_BxK, labels_B: function(

@@ -39,6 +39,8 @@ class Distillation:
         estimator: see `bilevel`.
         outer_soft: weight of the soft loss in the outer loss, in [0, 1]; the hard one has the rest.
         drop_steps: where the role's weights move on to their next value.
+        replicas: equal parts of a batch that BatchNorm sees by themselves, see
+            `objective.training_mode`; 1: the whole batch at once.
     """
 
     student: nn.Module
@@ -57,6 +59,7 @@ class Distillation:
     estimator: str = "mixed"
     outer_soft: float = 0.0
     drop_steps: tuple[int, ...] = ()
+    replicas: int = 1
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:

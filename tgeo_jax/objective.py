@@ -71,17 +71,36 @@ def look(
 
 
 def training_mode(
-    module: Any, params: PyTree, batch_stats: PyTree, inputs: Array, key: Array
+    module: Any,
+    params: PyTree,
+    batch_stats: PyTree,
+    inputs: Array,
+    key: Array,
+    replicas: int = 1,
 ) -> tuple[Array, PyTree]:
-    """Any network's logits in training mode, and the running statistics they would lead to."""
-    logits_BxK, updated = module.apply(
-        {"params": params, "batch_stats": batch_stats},
-        inputs,
-        train=True,
-        mutable=["batch_stats"],
-        rngs={"dropout": key},
-    )
-    return logits_BxK, updated.get("batch_stats", {})
+    """Any network's logits in training mode, and the running statistics they would lead to.
+
+    With several replicas each sees its part of the batch by itself, as devices under `jax.pmap`
+    do: BatchNorm by the statistics of that part, dropout by a key of its own; the running
+    statistics are the mean over the replicas.
+    """
+
+    def run(inputs: Array, key: Array) -> tuple[Array, PyTree]:
+        logits_BxK, updated = module.apply(
+            {"params": params, "batch_stats": batch_stats},
+            inputs,
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": key},
+        )
+        return logits_BxK, updated.get("batch_stats", {})
+
+    if replicas == 1:
+        return run(inputs, key)
+    parts = inputs.reshape(replicas, -1, *inputs.shape[1:])
+    logits, stats = jax.vmap(run)(parts, jax.random.split(key, replicas))
+    logits_BxK = logits.reshape(-1, logits.shape[-1])
+    return logits_BxK, jax.tree.map(lambda values: values.mean(axis=0), stats)
 
 
 def viewer(method: Distillation, state: TrainState, batch_stats: PyTree, view: View) -> Callable:
@@ -89,7 +108,9 @@ def viewer(method: Distillation, state: TrainState, batch_stats: PyTree, view: V
     key = randomness.key(state.seed, state.step, Purpose.DROPOUT)
 
     def apply(params: PyTree) -> tuple[Array, tuple[PyTree, View]]:
-        logits_BxK, new_stats = training_mode(method.student, params, batch_stats, view.inputs, key)
+        logits_BxK, new_stats = training_mode(
+            method.student, params, batch_stats, view.inputs, key, method.replicas
+        )
         return logits_BxK, (new_stats, view._replace(inputs=None))
 
     return apply
@@ -216,7 +237,7 @@ def outer_loss(
 
     def loss(params: PyTree) -> Array:
         logits_BxK, _ = training_mode(
-            method.student, params, state.student.batch_stats, inputs, key
+            method.student, params, state.student.batch_stats, inputs, key, method.replicas
         )
         return outer_value(method, logits_BxK, targets, val_batch.labels_B)
 
@@ -247,7 +268,9 @@ def _outer_targets(
     peer = state.teacher.learner
     # By batch statistics, as the student's: the running ones are still those of the beginning.
     key = randomness.key(state.seed, state.step, Purpose.TEACHER_OUTER_DROPOUT)
-    logits_BxK, _ = training_mode(method.role.peer, peer.params, peer.batch_stats, inputs, key)
+    logits_BxK, _ = training_mode(
+        method.role.peer, peer.params, peer.batch_stats, inputs, key, method.replicas
+    )
     return jax.lax.stop_gradient(logits_BxK)
 
 

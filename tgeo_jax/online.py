@@ -58,7 +58,9 @@ def speak(method: Distillation, state: TrainState, inputs: Array) -> Spoken:
     learner = state.teacher.learner
     key = randomness.key(state.seed, state.step, Purpose.TEACHER_DROPOUT)
     logits_BxK, pull_back, batch_stats = jax.vjp(
-        lambda p: objective.training_mode(method.role.peer, p, learner.batch_stats, inputs, key),
+        lambda p: objective.training_mode(
+            method.role.peer, p, learner.batch_stats, inputs, key, method.replicas
+        ),
         learner.params,
         has_aux=True,
     )

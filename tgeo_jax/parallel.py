@@ -1,8 +1,10 @@
-"""One mesh with the axes `seed` and `data`, and where each array lives on it.
+"""One mesh with the axes `seed`, `data` and `model`, and where each array lives on it.
 
-State has a leading seed axis, sharded over `seed`; a batch is sharded over `data`; datasets and
-the frozen teacher are on every device. The mean over the batch is taken inside the differentiated
-function, so gradients, hypergradients and BatchNorm statistics are those of the whole batch.
+State has a leading seed axis, sharded over `seed`; a batch is sharded over `data` and `model`;
+datasets are on every device, and so is the frozen teacher unless it is cut over `model`. The mean
+over the batch is taken inside the differentiated function, so gradients, hypergradients and
+BatchNorm statistics are those of the whole batch. All of it holds for devices of several processes:
+each of them runs the same program and holds its part of every array.
 """
 
 from __future__ import annotations
@@ -12,47 +14,72 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tgeo_jax.errors import ConfigError
 from tgeo_jax.state import TrainState
 
 PyTree = Any
+BATCH = ("data", "model")  # the axes that share a batch
 # The axes over which `vmap` maps a state: everything but the step, which all seeds share, so that
 # "every k-th step" stays a branch instead of becoming a select of both sides.
 _AXES: Any = {"step": None, "seed": 0, "student": 0, "fusion": 0, "teacher": 0, "anchor": 0}
 SEED_AXES = TrainState(**_AXES)
 
 
-def make_mesh(seed_devices: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over all devices: `seed_devices` along `seed`, the rest along `data`.
+def make_mesh(
+    seed_devices: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+    model_devices: int = 1,
+) -> Mesh:
+    """A mesh over all devices of all processes; what the other axes leave is along `data`.
 
     Args:
         seed_devices: size of the seed axis.
         devices: all of JAX's by default.
+        model_devices: size of the model axis, over which large frozen teachers are cut.
 
     Returns:
-        A mesh with axes (seed, data). Its axes are of type Auto: distillation losses gather and
+        A mesh with axes (seed, data, model). They are of type Auto: distillation losses gather and
         transpose over the batch, which Explicit axes reject.
 
     Raises:
-        ConfigError: a seed axis that does not divide the devices.
+        ConfigError: axes that do not divide the devices.
 
     Examples:
         >>> dict(make_mesh(1, jax.devices()[:1]).shape)
-        {'seed': 1, 'data': 1}
+        {'seed': 1, 'data': 1, 'model': 1}
     """
     devices = jax.devices() if devices is None else devices
     if len(devices) % seed_devices:
         raise ConfigError(
             f"mesh.seed={seed_devices}: must divide the number of devices, {len(devices)}"
         )
-    shape = (seed_devices, len(devices) // seed_devices)
-    return jax.make_mesh(shape, ("seed", "data"), (AxisType.Auto,) * 2, devices=devices)
+    rest = len(devices) // seed_devices
+    if rest % model_devices:
+        raise ConfigError(
+            f"mesh.model={model_devices}: must divide the {rest} devices of each part of the seed "
+            "axis"
+        )
+    shape = (seed_devices, rest // model_devices, model_devices)
+    names = ("seed", *BATCH)
+    return jax.make_mesh(shape, names, (AxisType.Auto,) * 3, devices=devices)
+
+
+def batch_parts(mesh: Mesh) -> int:
+    """Over how many devices a batch is cut.
+
+    Examples:
+        >>> batch_parts(make_mesh(1, jax.devices()[:1]))
+        1
+    """
+    return mesh.shape["data"] * mesh.shape["model"]
 
 
 def check_batch(mesh: Mesh, field: str, batch_size: int) -> None:
-    """Checks that a batch can be cut evenly over the data axis.
+    """Checks that a batch can be cut evenly over its devices.
 
     Raises:
         ConfigError: naming the field, its value and the nearest sizes that fit.
@@ -60,14 +87,62 @@ def check_batch(mesh: Mesh, field: str, batch_size: int) -> None:
     Examples:
         >>> check_batch(make_mesh(1, jax.devices()[:1]), "data.batch_size", 63)
     """
-    size = mesh.shape["data"]
+    size = batch_parts(mesh)
     if batch_size % size:
         below = batch_size // size * size
         fitting = " or ".join(str(n) for n in (below, below + size) if n)
         raise ConfigError(
-            f"{field}={batch_size}: not divisible by the {size} devices along the data axis; "
+            f"{field}={batch_size}: not divisible by the {size} devices that share a batch; "
             f"use {fitting}"
         )
+
+
+def put(tree: PyTree, sharding: Any) -> PyTree:
+    """Host arrays, the same in every process, as global arrays.
+
+    `jax.device_put` would compare the processes' copies by a broadcast of all of them.
+
+    Args:
+        tree: of arrays.
+        sharding: one for all leaves, or a tree of them.
+
+    Examples:
+        >>> mesh = make_mesh(1, jax.devices()[:1])
+        >>> put(np.ones(2), replicated(mesh)).sharding == replicated(mesh)
+        True
+    """
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def of_leaf(leaf: Any, where: Any) -> jax.Array:
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+
+    if isinstance(sharding, NamedSharding):
+        return jax.tree.map(lambda leaf: of_leaf(leaf, sharding), tree)
+    return jax.tree.map(of_leaf, tree, sharding)
+
+
+def fetch(tree: PyTree) -> PyTree:
+    """Whole arrays on the host of every process, wherever their parts are.
+
+    Examples:
+        >>> fetch({"w": jnp.ones(2)})
+        {'w': array([1., 1.], dtype=float32)}
+    """
+
+    def of_leaf(leaf: Any) -> Any:
+        if getattr(leaf, "is_fully_addressable", True) or leaf.is_fully_replicated:
+            return jax.device_get(leaf)
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(of_leaf, tree)
+
+
+def together(name: str) -> None:
+    """Waits until every process of the run is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -81,18 +156,44 @@ def by_seed(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """[seed, batch, ...] cut over both axes."""
-    return NamedSharding(mesh, PartitionSpec("seed", "data"))
+    """[seed, batch, ...] cut over all axes."""
+    return NamedSharding(mesh, PartitionSpec("seed", BATCH))
+
+
+def examples_sharding(mesh: Mesh) -> NamedSharding:
+    """[batch, ...] that all seeds see, cut over the axes of a batch."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def weight_shardings(mesh: Mesh, variables: PyTree) -> PyTree:
+    """A frozen network's: each array cut over `model` along its largest dimension that divides.
+
+    What divides nowhere, such as a bias of 10 classes over 8 devices, is on every device.
+
+    Examples:
+        >>> mesh = make_mesh(1, jax.devices()[:1])
+        >>> weight_shardings(mesh, {"kernel": np.ones((3, 64))})["kernel"].spec
+        PartitionSpec(None, 'model')
+    """
+    parts = mesh.shape["model"]
+
+    def of_leaf(leaf: Any) -> NamedSharding:
+        fitting = [axis for axis, size in enumerate(leaf.shape) if size % parts == 0 and size]
+        axis = max(fitting, key=lambda axis: leaf.shape[axis], default=None)
+        spec = () if axis is None else (*(None,) * axis, "model")
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return jax.tree.map(of_leaf, variables)
 
 
 def steps_sharding(mesh: Mesh) -> NamedSharding:
-    """[steps, batch, ...] with the batches cut over `data`.
+    """[steps, batch, ...] with the batches cut over their axes.
 
     Examples:
         >>> tuple(steps_sharding(make_mesh(1, jax.devices()[:1])).spec)
-        (None, 'data')
+        (None, ('data', 'model'))
     """
-    return NamedSharding(mesh, PartitionSpec(None, "data"))
+    return NamedSharding(mesh, PartitionSpec(None, BATCH))
 
 
 def state_shardings(mesh: Mesh) -> TrainState:

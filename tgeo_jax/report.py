@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from tgeo_jax import comparison, writers
+from tgeo_jax.errors import DataError
 from tgeo_jax.workdir import Workdir
 
 # Okabe and Ito's palette: told apart with any colour vision.
@@ -134,7 +135,7 @@ def _figures(runs: Mapping[str, Workdir]) -> Iterator[tuple[str, str, str, Figur
                 "few samples in an epoch its line is jagged.",
                 _situations(folder),
             )
-            arrays = np.load(folder.samples)
+            arrays = _samples(folder)
             yield (
                 f"histogram_{slug}",
                 f"{run}: the ratio of every training sample",
@@ -151,7 +152,17 @@ def _figures(runs: Mapping[str, Workdir]) -> Iterator[tuple[str, str, str, Figur
 
 def _learned_ratio(folder: Workdir) -> bool:
     """Whether the run had a ratio that differs between samples."""
-    return folder.samples.exists() and np.ptp(np.load(folder.samples)["ratio"]) > 1e-3
+    return folder.samples.exists() and np.ptp(_samples(folder)["ratio"]) > 1e-3
+
+
+def _samples(folder: Workdir) -> dict[str, np.ndarray]:
+    try:
+        with np.load(folder.samples, allow_pickle=False) as stored:
+            return dict(stored)
+    except Exception as error:  # damage shows as any of zipfile's, numpy's or zlib's errors
+        raise DataError(
+            f"{folder.samples}: damaged ({error}); restore it, or delete it for a report without it"
+        ) from error
 
 
 def _accuracy(runs: Mapping[str, Workdir]) -> Figure:

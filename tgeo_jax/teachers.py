@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tgeo_jax import (
@@ -26,13 +27,14 @@ from tgeo_jax import (
 )
 from tgeo_jax import config as configs
 from tgeo_jax.data import fingerprints, logits_cache, sources, streaming
-from tgeo_jax.errors import ConfigError
+from tgeo_jax.errors import CheckpointError, ConfigError
 from tgeo_jax.method import Distillation
 from tgeo_jax.state import Batch, Teacher
 
 Array = jax.Array
 PyTree = Any
 Dataset = sources.Dataset | streaming.StreamedDataset
+_DAMAGED = "its config.json or result.json is damaged, or of another program"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +130,7 @@ def context(
     train: Batch | streaming.Stream,
     num_classes: int,
     batch_size: int,
+    mesh: Mesh | None = None,
 ) -> Teacher:
     """The frozen teachers with their mean prediction for each class, from one clean pass.
 
@@ -137,6 +140,7 @@ def context(
         train: the training split, with the labels that the student sees.
         num_classes: K.
         batch_size: of the pass.
+        mesh: whose devices share it.
 
     Returns:
         Variables and class means, [K, K] or one for each teacher that has its own ratio; both None
@@ -154,12 +158,12 @@ def context(
     predict = trained.predict(method.clean_view)
     if method.role.num_teachers:
         predict = evaluate.predictor(trained.module, method.clean_view)
-    asked = evaluate.Evaluator(predict, batch_size, seeds=False)
+    asked = evaluate.Evaluator(predict, batch_size, seeds=False, mesh=mesh)
     if isinstance(train, streaming.Stream):
         means = _streamed_means(asked, trained.variables, train, num_classes)
     else:
         logits = asked.logits(trained.variables, train)
-        labels_N = jnp.asarray(train.labels_B)
+        labels_N = jnp.asarray(np.asarray(train.labels_B))  # of this process alone
         each = [
             geometry.class_mean_predictions(jax.nn.softmax(one), labels_N, num_classes)
             for one in (logits if logits.ndim == 3 else logits[None])
@@ -294,11 +298,14 @@ def _trained(
     """The student of a finished run; its own configuration says what it is if `module` does not."""
     folder = _folder(config, dataset, path, field.partition("=")[0], field)
     if module is None:
-        there = folder.config()["student"]
-        options = there.get(there["name"], {})
-        module = models.build(
-            there["name"], dataset.num_classes, precision=config.precision, **options
-        )
+        try:
+            there = folder.config()["student"]
+            options = there.get(there["name"], {})
+            module = models.build(
+                there["name"], dataset.num_classes, precision=config.precision, **options
+            )
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{field}: {_DAMAGED} ({error!r})") from error
     variables = checkpoint.load_network(folder.checkpoints, config.teacher.which)
     _check_fits(module, variables, dataset, field)
     return Trained(module, variables)
@@ -308,7 +315,10 @@ def _folder(
     config: ConfigDict, dataset: Dataset, path: str, role: str, field: str
 ) -> workdir.Workdir:
     folder = workdir.trained(path, role, origins.how_to_get(config, role, path))
-    origins.check_agrees(config, dataset, folder, field)
+    try:
+        origins.check_agrees(config, dataset, folder, field)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{field}: {_DAMAGED} ({error!r})") from error
     return folder
 
 
@@ -316,6 +326,6 @@ def _check_fits(module: nn.Module, variables: PyTree, dataset: Dataset, field: s
     example = dataset.example.astype(np.float32)
     try:
         expected = jax.eval_shape(module.init, jax.random.key(0), example)
-    except ValueError as error:
+    except (OverflowError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ConfigError(f"{field}: {error}") from error
     checkpoint.check_fits({name: expected.get(name, {}) for name in variables}, variables, field)

@@ -14,13 +14,13 @@ from ml_collections import ConfigDict
 from tgeo_jax import (
     checkpoint,
     dispatch,
-    distill,
     evaluate,
-    feeds,
     memory,
     origins,
     outcome,
     parallel,
+    partial,
+    placement,
     profiling,
     samples,
     teachers,
@@ -29,11 +29,11 @@ from tgeo_jax import config as configs
 from tgeo_jax import workdir as workdirs
 from tgeo_jax.assemble import Run, assemble
 from tgeo_jax.data import fingerprints, streaming
-from tgeo_jax.dispatch import Dispatcher, Outcome, Resident
-from tgeo_jax.errors import CheckpointError, TrainingError
+from tgeo_jax.dispatch import Dispatcher, Outcome
+from tgeo_jax.errors import CheckpointError, Interrupted, TrainingError
+from tgeo_jax.interruption import Interruption
 from tgeo_jax.metrics import Mean, summarise
-from tgeo_jax.randomness import of_generation
-from tgeo_jax.state import Best, TrainState
+from tgeo_jax.state import Best, Teacher, TrainState
 from tgeo_jax.workdir import Workdir
 from tgeo_jax.writers import Writers, read_records
 
@@ -54,6 +54,7 @@ def run(config: ConfigDict, workdir: str | pathlib.Path, *, progress: bool = Tru
     Raises:
         ConfigError, DataError, CheckpointError: before anything is compiled.
         TrainingError: a loss or an update that is not finite; the state before it is saved.
+        Interrupted: SIGTERM or Ctrl-C; what was trained is saved.
     """
     folder = Workdir(pathlib.Path(workdir))
     configs.check(config)
@@ -80,9 +81,10 @@ class _Trainer:
         config, mesh, dataset = run.config, run.mesh, run.dataset
         self.seeds = tuple(range(config.seed, config.seed + config.seeds))
         self.total_steps = run.method.total_steps
-        replicated = parallel.replicated(mesh)
-        self.test = feeds.placed(dataset.test, replicated)
-        self.train_split, self.validation, self.feed = self._place(dataset)
+        self._interval = config.train.eval_every * run.steps_per_epoch
+        placed = placement.data(run, self.seeds[0])
+        self.train_split, self.validation, self.test = placed.train, placed.validation, placed.test
+        self.feed = placed.feed
         clean_view, size = run.method.clean_view, config.data.eval_batch_size
         one_by_one = run.loop_free and mesh.shape["seed"] == 1
         self.student = evaluate.Evaluator(
@@ -90,22 +92,28 @@ class _Trainer:
             size,
             seeds=True,
             one_by_one=one_by_one,
+            mesh=mesh,
         )
+        self.trained_teacher = placement.teacher(run)
         self.teacher_evaluator, self.said_of_test = None, None
-        if run.teacher is not None:
+        if self.trained_teacher is not None:
             trains_along = run.method.role.peer is not None
             self.teacher_evaluator = evaluate.Evaluator(
-                run.teacher.predict(clean_view),
+                self.trained_teacher.predict(clean_view),
                 size,
                 seeds=trains_along,
                 one_by_one=one_by_one,
+                mesh=mesh,
             )
             if not trains_along:
-                self.said_of_test = self.teacher_evaluator.logits(run.teacher.variables, self.test)
+                self.said_of_test = self.teacher_evaluator.logits(
+                    self.trained_teacher.variables, self.test
+                )
         context = teachers.context(
-            run.method, run.teacher, self.train_split, dataset.num_classes, size
+            run.method, self.trained_teacher, self.train_split, dataset.num_classes, size, mesh
         )
-        self.teacher = jax.device_put(context, replicated)
+        means = parallel.put(context.class_means_KxK, parallel.replicated(mesh))
+        self.teacher = context._replace(class_means_KxK=means)
         self.dispatcher = Dispatcher(
             run.method,
             mesh,
@@ -115,6 +123,7 @@ class _Trainer:
             loop_free=run.loop_free,
         )
         self.trace = profiling.Trace(config.profile)
+        self.interruption = Interruption()
         self.told_of: memory.Needed | None = None
         self.checkpoints = checkpoint.Checkpoints(folder.checkpoints)
         self.state, self.best = self._start()
@@ -125,52 +134,32 @@ class _Trainer:
             title=folder.path.name,
             progress=progress,
         )
-        self.seconds_before = max(
-            (record["time/seconds"] for record in read_records(folder.metrics)), default=0.0
-        )
+        self.partial = partial.read(folder.partial, int(self.state.step))
+        logged = [record["time/seconds"] for record in read_records(folder.metrics)]
+        self.seconds_before = max([*logged, self.partial.seconds])
         self.started = time.perf_counter()
-
-    def _place(self, dataset: Any) -> tuple[Any, Any, feeds.InMemory | feeds.Streamed]:
-        """Training and validation split, on the devices unless streamed, and what feeds the steps.
-
-        Where the role is `cached`, stored teacher logits lie beside the images.
-        """
-        run, sharding = self.run, parallel.replicated(self.run.mesh)
-        splits = (dataset.train, dataset.validation)
-        if isinstance(dataset, streaming.StreamedDataset):
-            seed = of_generation(self.seeds[0], run.config.generation)
-            feed = feeds.Streamed(run.config, run.method, dataset, run.mesh, seed)
-            return *splits, feed
-        parts = [feeds.placed(split, sharding) for split in splits]
-        if run.method.role.cached is not None:
-            assert run.teacher is not None
-            found = teachers.with_logits(run.config, run.method, run.teacher, dataset)
-            parts = [
-                part._replace(
-                    ids_B=jax.device_put(split.ids, sharding),
-                    teacher_logits_BxVxK=jax.device_put(logits, sharding),
-                )
-                for part, split, logits in zip(parts, splits, found, strict=True)
-            ]
-        return *parts, feeds.InMemory(Resident(*parts))
 
     def train(self) -> dict:
         """Trains to the end and writes the result."""
         train = self.run.config.train
-        interval = train.eval_every * self.run.steps_per_epoch
         while (step := int(self.state.step)) < self.total_steps:
-            boundary = min((step // interval + 1) * interval, self.total_steps)
+            boundary = min((step // self._interval + 1) * self._interval, self.total_steps)
             sums, seconds = self._advance(step, boundary)
             self.writers.write(self._evaluate(step, boundary, sums, seconds))
-            if boundary == self.total_steps or boundary // interval % train.checkpoint_every == 0:
+            evaluations = boundary // self._interval
+            if boundary == self.total_steps or evaluations % train.checkpoint_every == 0:
                 self.checkpoints.save(boundary, self.state, self.best)
         # Weights that live for one batch say nothing of a sample outside of it.
         per_batch = self.run.method.ratio.per_batch is not None
         if self.teacher_evaluator is not None and not per_batch and not self.feed.streamed:
             self._save_samples(self.teacher_evaluator)
         self.checkpoints.close()  # the result must not say more than the disk holds
-        result = self._result()
-        self.folder.write_result(result)
+        taught = self._about_teacher()
+        if jax.process_index() == 0:
+            self.folder.write_result(self._result(taught))
+        parallel.together("result")
+        result = self.folder.result()
+        assert result is not None
         return result
 
     def close(self) -> None:
@@ -178,55 +167,40 @@ class _Trainer:
         try:
             self.trace.stop()
         finally:
+            self.interruption.close()
             self.feed.close()
             self.checkpoints.close()
             self.writers.close()
 
     def _start(self) -> tuple[TrainState, Best]:
         """The state to go on from: the newest checkpoint, or the beginning."""
-        method, images = self.run.method, jnp.asarray(self.run.dataset.example)
-        trained = None if self.run.teacher is None else self.run.teacher.variables
-        init = jax.vmap(
-            lambda seed, trained, anchor: distill.init_state(
-                method, seed, images, trained_teacher=trained, anchor=anchor
-            ),
-            in_axes=(0, None, 0),
-            out_axes=parallel.SEED_AXES,
-        )
-        shardings = parallel.state_shardings(self.run.mesh)
-        own = [of_generation(seed, self.run.config.generation) for seed in self.seeds]
-        state = jax.jit(init, out_shardings=shardings)(
-            np.asarray(own, np.uint32), trained, self.run.anchor
-        )
-        best = jax.device_put(
-            Best(
-                params=state.student.params,
-                batch_stats=state.student.batch_stats,
-                fusion=state.fusion.params,
-                validation_accuracy=jnp.full(len(self.seeds), -1.0),
-                step=jnp.zeros(len(self.seeds), jnp.int32),
-            ),
-            parallel.by_seed(self.run.mesh),
-        )
-        # The state's buffers are donated to the first dispatch; best must not share them.
-        best = jax.tree.map(jnp.copy, best)
+        state, best = placement.first_state(self.run, self.seeds)
         if self.checkpoints.latest_step() is None:
             return state, best
         return self.checkpoints.restore(state, best)
 
     def _advance(self, step: int, boundary: int) -> tuple[dict[str, Mean], float]:
-        """Trains up to a step; returns sums per seed in float64, and the seconds it took."""
+        """Trains up to a step; returns sums per seed in float64, and the seconds it took.
+
+        The sums are of all steps since the last evaluation, those before an interruption too.
+        """
         started = time.perf_counter()
-        total: dict[str, Mean] | None = None
-        pending: list[Outcome] = []
+        total, pending = self.partial.sums, list[Outcome]()
+        self.partial = partial.NOTHING
         in_flight = dispatch.most_in_flight(self.run.mesh)
-        largest = 1 if self.run.loop_free else self.run.config.train.steps_per_dispatch
-        chunks = dispatch.chunks(boundary - step, largest)
+        chunks = self._chunks(step, boundary)
         for index, num_steps in enumerate(chunks):
+            if self.interruption.reached():
+                self._keep(total, pending)
+                raise Interrupted(
+                    f"{self.folder.path}: stopped after step {step} of {self.total_steps}, which "
+                    "is saved; the same command goes on from there",
+                    self.interruption.signal,
+                )
             try:
                 data = self.feed.chunk(step, num_steps)
             except Exception:  # no next batch, but everything up to it is trained
-                self.checkpoints.save(int(self.state.step), self.state, self.best)
+                self._keep(total, pending)
                 raise
             arguments = (self.state, self.teacher, data, num_steps, step)
             self._check_memory(*self.dispatcher.program(*arguments))
@@ -235,14 +209,35 @@ class _Trainer:
             pending.append(found)
             step += num_steps
             while len(pending) > (in_flight if step < boundary else 0):
-                sums = self._collect(pending.pop(0))
-                total = sums if total is None else jax.tree.map(np.add, total, sums)
+                total = partial.add(total, self._collect(pending.pop(0)))
             self.writers.progress(step)
         assert total is not None
         traced = self.trace.stop()
         if traced is not None:
             self.writers.say(f"profile: {traced}; open it by: xprof --logdir={traced}")
         return total, time.perf_counter() - started
+
+    def _chunks(self, step: int, boundary: int) -> list[int]:
+        """Lengths of the dispatches up to a step; after an interruption the same ones go on."""
+        largest = 1 if self.run.loop_free else self.run.config.train.steps_per_dispatch
+        first = boundary - ((boundary - 1) % self._interval + 1)
+        left = dispatch.chunks(boundary - first, largest)
+        while left and first < step:
+            first += left.pop(0)
+        return left if first == step else dispatch.chunks(boundary - step, largest)
+
+    def _keep(self, total: dict[str, Mean] | None, pending: list[Outcome]) -> None:
+        """Saves between two evaluations, as the last act of a run that stops there."""
+        for found in pending:
+            total = partial.add(total, self._collect(found))
+        step = int(self.state.step)
+        # Before the checkpoint: killed between the two, none is there without its sums.
+        partial.write(self.folder.partial, partial.Partial(step, self._seconds(), total))
+        self.checkpoints.save(step, self.state, self.best)
+        self.checkpoints.close()
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.started
 
     def _check_memory(self, program: jax.stages.Compiled, is_new: bool) -> None:
         if not is_new:
@@ -289,7 +284,7 @@ class _Trainer:
         if self.teacher_evaluator is not None and self.state.teacher is not None:
             taught = self.teacher_evaluator.metrics(_teacher_variables(self.state), self.test)
             splits["test_teacher"] = taught
-        found = jax.device_get(splits)
+        found = parallel.fetch(splits)
         self.writers.progress(
             step, validation=f"{float(np.mean(found['validation']['accuracy'].total)):.0f}"
             f"/{found['validation']['accuracy'].count[0]:.0f}"
@@ -300,7 +295,7 @@ class _Trainer:
             / seconds
             * self.run.config.data.batch_size
             * len(self.seeds),
-            "time/seconds": self.seconds_before + time.perf_counter() - self.started,
+            "time/seconds": self._seconds(),
         }
         records = []
         for index, seed in enumerate(self.seeds):
@@ -312,23 +307,30 @@ class _Trainer:
             records.append(record | shared)
         return records
 
-    def _save_samples(self, teacher: evaluate.Evaluator) -> None:
+    def _save_samples(self, asked_teacher: evaluate.Evaluator) -> None:
         train = self.train_split
         student_logits = self.student.logits(_variables(self.state), train)
         method, run = self.run.method, self.run
-        variables = _teacher_variables(self.state, run.teacher)
-        said = compared = teacher.logits(variables, train)
+        variables = _teacher_variables(self.state, self.trained_teacher)
+        said = compared = asked_teacher.logits(variables, train)
         if method.role.num_teachers:  # the ratios look at each of them, the report at their mean
             assert run.teacher is not None
             each = evaluate.predictor(run.teacher.module, method.clean_view)
             size = run.config.data.eval_batch_size
-            compared = evaluate.Evaluator(each, size, seeds=False).logits(variables, train)
-        ratio = samples.ratios_of_samples(
-            method, self.teacher, self.state, student_logits, compared, np.asarray(train.labels_B)
+            asked = evaluate.Evaluator(each, size, seeds=False, mesh=run.mesh)
+            compared = asked.logits(variables, train)
+        train, teacher_means, state = parallel.fetch(
+            (train, self.teacher.class_means_KxK, self.state.replace(student=None, anchor=None))
         )
-        samples.save(self.folder.samples, ratio, said, train, self.run.dataset.class_names)
+        if jax.process_index() > 0:
+            return
+        means = Teacher(None, teacher_means)
+        ratio = samples.ratios_of_samples(
+            method, means, state, student_logits, compared, train.labels_B
+        )
+        samples.save(self.folder.samples, ratio, said, train, run.dataset.class_names)
 
-    def _result(self) -> dict[str, Any]:
+    def _result(self, taught: dict[str, Any] | None) -> dict[str, Any]:
         records = read_records(self.folder.metrics)
         if not records or records[-1]["step"] != self.total_steps:
             raise CheckpointError(
@@ -336,8 +338,7 @@ class _Trainer:
                 f"which {self.folder.checkpoints} has; restore the file, or remove the newest "
                 "checkpoint and run the command again"
             )
-        taught, commits = self._about_teacher(), self.folder.commits()
-        return outcome.result(self.run, records, self.seeds, taught, commits)
+        return outcome.result(self.run, records, self.seeds, taught, self.folder.commits())
 
     def _about_teacher(self) -> dict[str, Any] | None:
         """Accuracies and, of a frozen one, a fingerprint."""
@@ -346,7 +347,7 @@ class _Trainer:
         splits = {"train": self.train_split, "test": self.test}
         if isinstance(self.train_split, streaming.Stream):  # a pass over it may take hours
             del splits["train"]
-        variables = _teacher_variables(self.state, self.run.teacher)
+        variables = _teacher_variables(self.state, self.trained_teacher)
         found = {
             name: self.teacher_evaluator.metrics(variables, split)["accuracy"]
             for name, split in splits.items()
@@ -356,7 +357,7 @@ class _Trainer:
             f"{k}_accuracy": float(np.mean(v.total / v.count)) for k, v in found.items()
         }
         if self.state.teacher is None:
-            about["fingerprint"] = fingerprints.of(jax.device_get(variables))
+            about["fingerprint"] = fingerprints.of(parallel.fetch(variables))
             about["converted"] = origins.converted(self.run.config)
         return about
 

@@ -6,11 +6,13 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import os
 import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from tgeo_jax import config as configs
@@ -46,6 +48,10 @@ class Workdir:
         return self.path / "metrics.jsonl"
 
     @property
+    def partial(self) -> pathlib.Path:
+        return self.path / "partial.json"
+
+    @property
     def samples(self) -> pathlib.Path:
         return self.path / "samples.npz"
 
@@ -65,36 +71,34 @@ class Workdir:
 
     def config(self) -> dict[str, Any]:
         """The configuration of the run in this folder, as plain data."""
-        return json.loads((self.path / "config.json").read_text())
+        return _loaded(self.path / "config.json", dict)
 
     def result(self) -> dict[str, Any] | None:
         """The result of a finished run, None if there is none."""
         path = self.path / "result.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return _loaded(path, dict) if path.exists() else None
 
     def note_commit(self, commit: str) -> None:
         """Keeps which code trains here; a resumed run may have seen several commits."""
         known = self.commits()
-        if not known or known[-1] != commit:
+        if _writes() and (not known or known[-1] != commit):
             writers.write_atomically(self.path / "commits.json", json.dumps([*known, commit]))
 
     def commits(self) -> list[str]:
         """The commits whose code trained here, in their order."""
         path = self.path / "commits.json"
-        return json.loads(path.read_text()) if path.exists() else []
+        return _loaded(path, list) if path.exists() else []
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Marks the run as finished."""
-        writers.write_atomically(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+        if _writes():
+            text = json.dumps(result, indent=2) + "\n"
+            writers.write_atomically(self.path / "result.json", text)
 
-    def check_same(self, config: ConfigDict) -> None:
-        """Checks that a run in this folder, if there is one, has this configuration.
-
-        Raises:
-            ConfigError: it has another, with the differences.
-        """
+    def changes(self, config: ConfigDict) -> list[str]:
+        """How a configuration differs from that of the run in this folder, if there is one."""
         if not (self.path / "config.json").exists():
-            return
+            return []
         now = json.loads(configs.to_json(config))
         default = json.loads(configs.to_json(configs.default()))
         before = _completed(self.config(), default)
@@ -103,14 +107,40 @@ class Workdir:
             old, new = before, now
             for section in sections:
                 old, new = old[section], new[section]
-            old[name] = new[name]
-        changed = configs.differences(before, now)
+            if isinstance(old, dict):  # else it differs
+                old[name] = new[name]
+        return configs.differences(before, now)
+
+    def check_same(self, config: ConfigDict) -> None:
+        """Checks that a run in this folder, if there is one, has this configuration.
+
+        Raises:
+            ConfigError: it has another, with the differences.
+        """
+        changed = self.changes(config)
         if changed:
             raise ConfigError(
                 f"{self.path} holds a run with another configuration:\n  "
                 + "\n  ".join(changed)
-                + "\nUse another --workdir, or the configuration it was started with."
+                + "\nUse another --workdir, or the configuration it was started with, or "
+                "--accept_changes to go on with this one."
             )
+
+    def accept(self, config: ConfigDict) -> None:
+        """Lets the run in this folder go on with another configuration.
+
+        The one before and the result of a finished run are kept as config.1.json and so on.
+        """
+        if not self.changes(config) or not _writes():
+            return
+        number = 1
+        while (self.path / f"config.{number}.json").exists():
+            number += 1
+        if self.result() is not None:
+            (self.path / "result.json").rename(self.path / f"result.{number}.json")
+        before = (self.path / "config.json").read_text()
+        writers.write_atomically(self.path / f"config.{number}.json", before)
+        writers.write_atomically(self.path / "config.json", configs.to_json(config))
 
     def claim(self, config: ConfigDict) -> None:
         """Makes the folder that of this configuration.
@@ -119,9 +149,24 @@ class Workdir:
             ConfigError: it holds a run with another one.
         """
         self.check_same(config)
-        if not (self.path / "config.json").exists():
+        if _writes() and not (self.path / "config.json").exists():
             self.path.mkdir(parents=True, exist_ok=True)
             writers.write_atomically(self.path / "config.json", configs.to_json(config))
+
+
+def _loaded(path: pathlib.Path, kind: type) -> Any:
+    try:
+        found = json.loads(path.read_bytes())
+    except (RecursionError, ValueError) as error:
+        raise CheckpointError(f"{path}: damaged ({error}); restore it from a copy") from error
+    if not isinstance(found, kind):
+        raise CheckpointError(f"{path}: damaged (no {kind.__name__}); restore it from a copy")
+    return found
+
+
+def _writes() -> bool:
+    """Of several processes with one workdir, the first alone writes what is not a checkpoint."""
+    return jax.process_index() == 0
 
 
 def _completed(old: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
@@ -139,11 +184,15 @@ def _completed(old: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
 def only_one(folder: Workdir) -> Iterator[None]:
     """Keeps a second process out of a run's folder while the first one trains in it.
 
-    The lock is the kernel's: it ends with its process, however that ends.
+    The lock is the kernel's: it ends with its process, however that ends. Of a run of several
+    processes, the first one has it.
 
     Raises:
         ConfigError: another process is training there.
     """
+    if not _writes():
+        yield
+        return
     with (folder.path / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -174,7 +223,7 @@ def trained(path: str, role: str, how_to_get: str = "train it first") -> Workdir
         or name the workdir of a run that exists
     """
     folder = Workdir(pathlib.Path(path))
-    if not (folder.path / "config.json").exists():
+    if not os.path.exists(folder.path / "config.json"):  # False also where it cannot be
         raise CheckpointError(
             f"{role}={path!r}: no run there; {how_to_get}\nor name the workdir of a run that exists"
         )

@@ -10,8 +10,9 @@ import tempfile
 from typing import Any
 
 import jax
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from tgeo_jax.errors import DataError
 
 
 class Writers:
@@ -37,7 +38,7 @@ class Writers:
         path = workdir / "metrics.jsonl"
         write_atomically(path, "".join(_line(r) for r in read_records(path) if r["step"] <= step))
         self._lines = path.open("a")
-        self._tensorboard: dict[int, SummaryWriter] = {}
+        self._tensorboard: dict[int, Any] = {}
         self._directory = workdir / "tensorboard"
         self._first_step = step
         self._bar = tqdm(
@@ -79,7 +80,10 @@ class Writers:
                 writer.close()
             self._bar.close()
 
-    def _of_seed(self, seed: int) -> SummaryWriter:
+    def _of_seed(self, seed: int) -> Any:
+        # Not before the first step, which need not wait the seconds that this takes.
+        from tensorboardX import SummaryWriter
+
         if seed not in self._tensorboard:
             self._tensorboard[seed] = SummaryWriter(
                 str(self._directory / f"seed_{seed}"), purge_step=self._first_step + 1
@@ -90,6 +94,9 @@ class Writers:
 def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
     """Records of a metrics.jsonl; none if it is missing, a torn last line is left out.
 
+    Raises:
+        DataError: another line is damaged: what it said is in no other place.
+
     Examples:
         >>> read_records(pathlib.Path("/nonexistent"))
         []
@@ -97,11 +104,20 @@ def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     records = []
-    for line in path.read_text().splitlines():
+    lines = path.read_bytes().splitlines()
+    for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            record = json.loads(line)
+            if not (isinstance(record["step"], int) and isinstance(record["seed"], int)):
+                raise ValueError("neither step nor seed")
+        except (LookupError, RecursionError, TypeError, ValueError) as error:
+            if number == len(lines):  # of a run that was killed while it wrote
+                break
+            raise DataError(
+                f"{path}, line {number}: damaged; restore the file from a copy, or train the run "
+                "again in a new workdir"
+            ) from error
+        records.append(record)
     return records
 
 

@@ -80,7 +80,7 @@ def _read(path: pathlib.Path, header: dict[str, Any]) -> np.ndarray:
         reader.close()
         logits = np.frombuffer(b"".join(records), np.float16)
         return logits.reshape(found["shape"])
-    except (IndexError, KeyError, RuntimeError, ValueError) as error:
+    except (AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise DataError(
             f"{path}: cannot be read ({error}); delete the file to compute it again"
         ) from error

@@ -14,7 +14,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from tgeo_jax.data import cifar, decoded, fingerprints, splits
-from tgeo_jax.errors import ConfigError, DataError, nearest
+from tgeo_jax.errors import ConfigError, DataError, TgeoError, nearest
+from tgeo_jax.values import shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +118,7 @@ def builder(name: str, data_dir: str = "") -> tfds.core.DatasetBuilder:
 
     Raises:
         ConfigError: an unknown dataset, with the nearest name.
+        DataError: a folder that cannot be used, or damaged files that describe the dataset.
 
     Examples:
         >>> builder("digits", "/nowhere").info.features["image"].shape
@@ -124,7 +126,15 @@ def builder(name: str, data_dir: str = "") -> tfds.core.DatasetBuilder:
     """
     if name not in BUILDERS:
         raise ConfigError(f"data.name={name!r}: unknown dataset{nearest(name, BUILDERS)}")
-    return BUILDERS[name](data_dir)
+    try:
+        return BUILDERS[name](data_dir)
+    except TgeoError:
+        raise
+    except Exception as error:  # whatever TFDS says
+        raise DataError(
+            f"data.name={name!r} in data.dir={shown(data_dir)}: cannot be opened ({_line(error)}); "
+            "name another folder, or delete the dataset's and prepare it again"
+        ) from error
 
 
 def is_prepared(dataset: tfds.core.DatasetBuilder) -> bool:
@@ -134,7 +144,10 @@ def is_prepared(dataset: tfds.core.DatasetBuilder) -> bool:
         >>> is_prepared(builder("digits", "/nowhere"))
         False
     """
-    return (pathlib.Path(dataset.data_dir) / "dataset_info.json").exists()
+    try:
+        return (pathlib.Path(dataset.data_dir) / "dataset_info.json").exists()
+    except OSError:  # a name that is too long, or a folder of somebody else's
+        return False
 
 
 def prepare(name: str, data_dir: str = "", source: str = "") -> pathlib.Path:
@@ -304,11 +317,20 @@ def read(dataset: tfds.core.DatasetBuilder, split: str) -> Split:
     """All examples of a prepared dataset's split, in the order of their ids.
 
     Decoded once: then the arrays lie beside the dataset's files (see `decoded`).
+
+    Raises:
+        DataError: its files are damaged or gone.
     """
-    records = [pathlib.Path(path) for path in dataset.info.splits[split].filepaths]
     path = pathlib.Path(dataset.data_dir) / f"decoded.{split}.npz"
-    arrays = decoded.load_or_decode(path, records, lambda: vars(_decode_all(dataset, split)))
-    return Split(**arrays)
+    try:
+        records = [pathlib.Path(path) for path in dataset.info.splits[split].filepaths]
+        arrays = decoded.load_or_decode(path, records, lambda: vars(_decode_all(dataset, split)))
+        return Split(**arrays)
+    except Exception as error:  # whatever a reader of records or of images says
+        raise DataError(
+            f"{dataset.data_dir}: the {split} split cannot be read ({_line(error)}); delete the "
+            "folder and prepare the dataset again"
+        ) from error
 
 
 def _decode_all(dataset: tfds.core.DatasetBuilder, split: str) -> Split:
@@ -321,6 +343,11 @@ def _decode_all(dataset: tfds.core.DatasetBuilder, split: str) -> Split:
         np.asarray([example["label"] for example in examples], np.int32),
         np.arange(len(examples), dtype=np.int32),
     )
+
+
+def _line(error: Exception) -> str:
+    """The first line of an error, or its kind."""
+    return next(iter(str(error).splitlines()), "")[:300] or type(error).__name__
 
 
 def _decode(png: bytes) -> np.ndarray:

@@ -53,7 +53,14 @@ class Records:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Encoded `image`, `label`, and what else TFDS keeps of it."""
-        return _source(self.name, self.data_dir, self.split)[int(self.positions[index])]
+        position = int(self.positions[index])
+        try:
+            return _source(self.name, self.data_dir, self.split)[position]
+        except Exception as error:  # of the reader of records, or a file that is gone
+            raise DataError(
+                f"data.name={self.name!r}: {self.split}[{position}] cannot be read ({error}); "
+                "prepare the dataset again"
+            ) from error
 
     def called(self, index: int) -> str:
         """What to call a record in a message: its file or id, and where it lies."""
@@ -157,7 +164,7 @@ class Stream:
             ) from error
 
     def sweep(
-        self, batch_size: int
+        self, batch_size: int, shard: tuple[int, int] = (0, 1)
     ) -> Generator[tuple[np.ndarray, np.ndarray, np.ndarray], None, None]:
         """Every example once, in order: (images, labels, whether each is real), the last padded.
 
@@ -165,22 +172,44 @@ class Stream:
         would have to be started for every pass.
 
         Args:
-            batch_size: of every batch.
+            batch_size: of every batch, in all processes together.
+            shard: which process this is, of how many: it gets its rows of every batch.
 
         Raises:
             DataError: more corrupt images than `max_corrupt`, naming some.
         """
+        process, count = shard
+        rows, whole = batch_size // count, -(-len(self) // batch_size)
+        own = np.arange(whole * batch_size).reshape(whole, count, rows)[:, process].ravel()
         decode = _Decode(self.records, self.image_size, self.channels, substitute=False)
-        examples = grain.MapDataset.range(len(self)).map(lambda index: decode((index, index)))
-        with contextlib.closing(iter(self._by_threads(examples, batch_size))) as iterator:
-            for batch in iterator:
+        own = own[own < len(self)]
+        read: Any = iter(())  # Grain has no dataset of nothing
+        if len(own):
+            examples = grain.MapDataset.source(own)
+            decoded = examples.map(lambda index: decode((int(index), int(index))))
+            read = iter(self._by_threads(decoded, rows))
+        blank = np.zeros((0, *self.image_shape), np.uint8)
+        none: dict[str, Any] = {
+            "image": blank,
+            "label": np.zeros(0, np.int32),
+            "corrupt": np.zeros(0, np.int64),
+        }
+        with contextlib.ExitStack() as stack:
+            if len(own):
+                stack.callback(read.close)
+            for _ in range(whole):
+                batch: dict[str, Any] = next(
+                    read, none
+                )  # of the last batch, the last processes may get none
                 self._note(batch["corrupt"])
-                missing = batch_size - len(batch["label"])
+                missing = rows - len(batch["label"])
                 if missing:
                     pad = ((0, missing), *((0, 0),) * 3)
-                    batch["image"] = np.pad(batch["image"], pad)
-                    batch["label"] = np.pad(batch["label"], pad[0])
-                    batch["corrupt"] = np.pad(batch["corrupt"], pad[0])
+                    batch = {
+                        "image": np.pad(batch["image"], pad),
+                        "label": np.pad(batch["label"], pad[0]),
+                        "corrupt": np.pad(batch["corrupt"], pad[0]),
+                    }
                 yield batch["image"], batch["label"], batch["corrupt"] < 0
 
     def digest(self) -> str:

@@ -1,0 +1,70 @@
+"""Starts the processes of one run on this machine, as a launcher would start them on many."""
+
+from __future__ import annotations
+
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+from tests.conftest import ROOT, command_environment
+
+SMALL = (
+    "-m", "experiments.main", "--config=configs/digits/plain.py", "--config.student.name=mlp",
+    "--config.train.epochs=3", "--config.train.steps_per_dispatch=5",
+)  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def start(
+    count: int, digits_dir: str, *arguments: str, devices: int = 1, only: range | None = None
+) -> list[subprocess.Popen]:
+    """`count` processes of `devices` simulated devices each; `only` leaves some of them out."""
+    environment = command_environment(
+        digits_dir,
+        XLA_FLAGS=f"--xla_force_host_platform_device_count={devices} "
+        "--xla_backend_optimization_level=0",
+        NPROC="32",  # see test_dispatch
+    )
+    address = f"127.0.0.1:{free_port()}"
+    return [
+        subprocess.Popen(
+            [
+                sys.executable, *arguments, f"--coordinator={address}",
+                f"--num_processes={count}", f"--process_id={index}", "--peer_timeout=8",
+            ],
+            cwd=ROOT, env=environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for index in only or range(count)
+    ]  # fmt: skip
+
+
+def finish(processes: list[subprocess.Popen], timeout: float = 240) -> list[tuple[int, str]]:
+    """Exit code and everything printed, of each."""
+    deadline, found = time.monotonic() + timeout, []
+    try:
+        for process in processes:
+            out, error = process.communicate(timeout=max(1.0, deadline - time.monotonic()))
+            found.append((process.returncode, out + error))
+    finally:
+        for process in processes:
+            process.kill()
+    return found
+
+
+def wait_for(
+    path: pathlib.Path, text: str, running: list[subprocess.Popen], timeout: float = 120
+) -> None:
+    """Until a file holds some text."""
+    deadline = time.monotonic() + timeout
+    while not (path.exists() and text in path.read_text()):
+        assert all(process.poll() is None for process in running), finish(running)
+        assert time.monotonic() < deadline, f"{path} never held {text!r}"
+        time.sleep(0.05)

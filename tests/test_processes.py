@@ -1,0 +1,143 @@
+"""Several processes over loopback: the numbers of one, and what happens when one is gone."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from tests import several
+from tests.conftest import ROOT, command_environment
+from tgeo_jax import checkpoint
+
+pytestmark = pytest.mark.xdist_group("processes")  # each takes both cores
+
+
+@pytest.fixture(scope="module")
+def undisturbed(digits_dir, tmp_path_factory):
+    """The same run in one process with two devices."""
+    return _ran_by_one(digits_dir, tmp_path_factory.mktemp("one"))
+
+
+def _ran_by_one(digits_dir, folder, *extra, devices=2) -> pathlib.Path:
+    arguments = (*several.SMALL, f"--workdir={folder / 'run'}", *extra)
+    (done,) = several.finish(several.start(1, digits_dir, *arguments, devices=devices))
+    assert done[0] == 0, done[1]
+    return folder / "run"
+
+
+def _records(folder) -> list[dict]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if not k.startswith("time/")} for line in lines
+    ]
+
+
+def _check_same(found, expected, tolerance=1e-5):
+    """Records, and parameters of the last step."""
+    for a, b in zip(_records(found), _records(expected), strict=True):
+        assert a == pytest.approx(b, rel=1e-3)
+    networks = (checkpoint.load_network(f / "checkpoints", "last") for f in (found, expected))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance), *networks)
+
+
+@pytest.mark.parametrize(("processes", "devices"), [(2, 1), (4, 2)])
+def test_several_processes_train_what_one_does(
+    digits_dir, undisturbed, tmp_path, processes, devices
+):
+    arguments = (*several.SMALL, f"--workdir={tmp_path / 'run'}")
+    done = several.finish(several.start(processes, digits_dir, *arguments, devices=devices))
+    assert [code for code, _ in done] == [0] * processes, done
+    assert ["Report: " in said for _, said in done] == [True] + [False] * (processes - 1)
+    _check_same(tmp_path / "run", undisturbed)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["device"] == f"{processes * devices} x cpu"
+
+
+def test_the_documented_commands_of_two_processes_run(digits_dir, tmp_path):
+    text = (ROOT / "docs" / "pods.md").read_text()
+    (block,) = re.findall(r"```sh\n(.*?--process_id=1.*?)```", text, re.DOTALL)
+    port, commands = several.free_port(), []
+    for line in block.replace("\\\n", " ").splitlines():
+        line = line.replace("runs/pod", str(tmp_path / "run")).replace("9911", str(port))
+        commands.append([*shlex.split(line.rstrip("&"))[1:], "--config.train.epochs=1"])
+    assert len(commands) == 2
+    done = several.finish(
+        [
+            subprocess.Popen(
+                [sys.executable, *arguments], cwd=ROOT, env=command_environment(digits_dir),
+                text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
+            for arguments in commands
+        ]
+    )  # fmt: skip
+    assert [code for code, _ in done] == [0, 0], done
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs"] == 1
+
+
+def test_sigterm_for_one_process_stops_all_and_another_number_of_them_goes_on(
+    digits_dir, undisturbed, tmp_path
+):
+    run = tmp_path / "run"
+    slow = (*several.SMALL, f"--workdir={run}")
+    processes = several.start(2, digits_dir, *slow)
+    several.wait_for(run / "metrics.jsonl", '"epoch": 1.0', processes)
+    processes[1].send_signal(signal.SIGTERM)
+    done = several.finish(processes)
+    if [code for code, _ in done] == [0, 0]:
+        pytest.skip("the run was faster than the signal")
+    assert [code for code, _ in done] == [75, 75], done
+    assert "which is saved; the same command goes on from there" in done[0][1]
+    assert not (run / "result.json").exists()
+    _ran_by_one(digits_dir, tmp_path, devices=4)
+    _check_same(run, undisturbed)
+
+
+def test_the_others_stop_and_name_the_process_that_was_killed(digits_dir, tmp_path):
+    run = tmp_path / "run"
+    arguments = (*several.SMALL, f"--workdir={run}", "--config.train.epochs=1000")
+    processes = several.start(2, digits_dir, *arguments)
+    several.wait_for(run / "metrics.jsonl", '"epoch": 1.0', processes)
+    processes[1].kill()
+    done = several.finish(processes, timeout=60)
+    assert [code for code, _ in done] == [75, -9], done
+    assert "process 1 (" in done[0][1], done
+    assert "of 2 has been silent for 8 s" in done[0][1], done
+
+
+def test_the_others_stop_when_the_first_process_is_killed(digits_dir, tmp_path):
+    run = tmp_path / "run"
+    arguments = (*several.SMALL, f"--workdir={run}", "--config.train.epochs=1000")
+    processes = several.start(2, digits_dir, *arguments)
+    several.wait_for(run / "metrics.jsonl", '"epoch": 1.0', processes)
+    processes[0].kill()
+    done = several.finish(processes, timeout=60)
+    assert [code for code, _ in done] == [-9, 75], done
+    assert "process 0 of 2 is gone" in done[1][1] or "has been silent" in done[1][1], done
+
+
+def test_a_process_that_never_comes_is_named(digits_dir, tmp_path):
+    arguments = (*several.SMALL, f"--workdir={tmp_path / 'run'}", "--start_timeout=8")
+    (done,) = several.finish(several.start(2, digits_dir, *arguments, only=range(1)), timeout=60)
+    assert done[0] == 2, done
+    assert "--num_processes=2: not all were there within 8 s: process 1 did not come" in done[1]
+    (done,) = several.finish(several.start(2, digits_dir, *arguments, only=range(1, 2)), timeout=60)
+    assert done[0] == 2, done
+    assert "process 1 of 2 found no process 0 there within 8 s" in done[1]
+
+
+def test_what_stops_one_process_is_told_by_all(digits_dir, tmp_path):
+    run = tmp_path / "run"
+    _ran_by_one(digits_dir, tmp_path, "--config.train.epochs=1")
+    (run / "result.json").unlink()
+    arguments = (*several.SMALL, f"--workdir={run}")
+    done = several.finish(several.start(2, digits_dir, *arguments), timeout=60)
+    assert all("train.epochs: 1 -> 3" in said for _, said in done), done

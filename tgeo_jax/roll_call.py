@@ -1,0 +1,115 @@
+"""Who is there, before JAX connects the processes: it would end without saying who is missing.
+
+Process 0 listens where its coordination service will be; the others come and say their number. When
+all have come, or the time is over, process 0 tells everybody who is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+
+from tgeo_jax.errors import ConfigError
+
+_PAUSE = 0.2  # seconds between two attempts to reach process 0
+
+
+def hold(coordinator: str, num_processes: int, process_id: int, timeout: float) -> None:
+    """Returns when all processes of a run are there.
+
+    Args:
+        coordinator: host:port of process 0.
+        num_processes: of the run.
+        process_id: of this one.
+        timeout: seconds to wait.
+
+    Raises:
+        ConfigError: some are missing, process 0 cannot be reached or cannot listen there, or two
+            processes have one number.
+    """
+    host, _, port = coordinator.rpartition(":")
+    deadline = time.monotonic() + timeout
+    if process_id == 0:
+        said = _listen(coordinator, int(port), num_processes, deadline)
+    else:
+        said = _come(host.strip("[]"), int(port), process_id, deadline)
+    if said == "all":
+        return
+    if not said:
+        raise ConfigError(
+            f"--coordinator={coordinator}: process {process_id} of {num_processes} found no "
+            f"process 0 there within {timeout:g} s; is it running, and can its port be reached? "
+            "(--start_timeout)"
+        )
+    kind, _, numbers = said.partition(" ")
+    if kind == "twice":
+        raise ConfigError(f"--process_id={numbers}: two processes say that they are this one")
+    raise ConfigError(
+        f"--num_processes={num_processes}: not all were there within {timeout:g} s: process "
+        f"{numbers} did not come; start every process with its own --process_id, or wait longer by "
+        "--start_timeout"
+    )
+
+
+def _listen(coordinator: str, port: int, num_processes: int, deadline: float) -> str:
+    missing, said = set(range(1, num_processes)), "all"
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(socket.create_server(("", port)))
+        except OSError as error:
+            raise ConfigError(
+                f"--coordinator={coordinator}: process 0 cannot listen on port {port} ({error}); "
+                "choose another one"
+            ) from error
+        came = []
+        while missing and (left := deadline - time.monotonic()) > 0:
+            server.settimeout(left)
+            try:
+                connection = stack.enter_context(server.accept()[0])
+            except TimeoutError:
+                break
+            connection.settimeout(max(left, 1.0))
+            line = _line(connection)
+            if not line.isdigit():  # a health check, a port scanner
+                continue
+            came.append(connection)
+            if int(line) not in missing:
+                said = f"twice {line}"
+                break
+            missing.discard(int(line))
+        if missing and said == "all":
+            said = f"missing {' and '.join(map(str, sorted(missing)))}"
+        for connection in came:
+            with contextlib.suppress(OSError):  # it has given up by itself
+                connection.sendall(f"{said}\n".encode())
+                connection.recv(1)  # until it has closed: the port is free at once
+    return said
+
+
+def _come(host: str, port: int, process_id: int, deadline: float) -> str:
+    """What process 0 says, or nothing."""
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            with socket.create_connection((host, port), timeout=left) as connection:
+                connection.sendall(f"{process_id}\n".encode())
+                # Process 0 may have come later than this one, and waits as long.
+                connection.settimeout(None)
+                if said := _line(connection):
+                    return said
+        except OSError:
+            pass
+        time.sleep(_PAUSE)
+    return ""
+
+
+def _line(connection: socket.socket) -> str:
+    """One line of ASCII; nothing if the other end says something else or nothing."""
+    found = b""
+    with contextlib.suppress(OSError):
+        while not found.endswith(b"\n") and len(found) < 10_000:
+            more = connection.recv(256)
+            if not more:
+                return ""
+            found += more
+    return found.decode("ascii", "replace").strip()
