@@ -66,7 +66,10 @@ def main(argv: Sequence[str]) -> None:
             _accept(folder, config)
         finished_before = folder.result() is not None
         result = generations.run(config, folder.path)
-    if jax.process_index() == 0:
+    is_first = jax.process_index() == 0
+    if jax.process_count() > 1:
+        jax.distributed.shutdown()  # the others need not wait for the report
+    if is_first:
         _tell(folder, result, finished_before)
 
 

@@ -337,7 +337,7 @@ def test_differences_name_changed_new_and_lost_fields():
     [
         ("train.epochz", r"train\.epochz: no such field; did you mean 'train\.epochs'\?"),
         ("seed.first", r"seed\.first: seed is a value, not a section"),
-        ("mesh.qqq", r"mesh\.qqq: no such field; known: mesh\.seed, mesh\.model, mesh\.replicas"),
+        ("mesh.qqq", r"mesh\.qqq: no such field; known: mesh\.model, mesh\.replicas, mesh\.seed"),
     ],
 )
 def test_unknown_field_says_where_a_path_leaves_the_configuration(path, said):

@@ -223,8 +223,8 @@ def _check_memory(field: str, variables: Any, config: ConfigDict, mesh: Mesh) ->
     wanted = 4 * seeds * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables))
     if available is not None and wanted > available:
         raise ConfigError(
-            f"{field}: its parameters need {wanted / 1e9:,.1f} GB for seeds={seeds} on a device, "
-            f"and {available / 1e9:,.1f} GB are free; use a smaller network or fewer seeds"
+            f"{field}: its parameters need {wanted / 1e6:,.1f} MB for seeds={seeds} on a device, "
+            f"and {available / 1e6:,.1f} MB are free; use a smaller network or fewer seeds"
         )
 
 

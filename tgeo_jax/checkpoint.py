@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -37,6 +38,10 @@ class Checkpoints:
             preservation_policy=ocp.training.preservation_policies.LatestN(_KEEP),
             cleanup_tmp_directories=True,
         )
+        if jax.process_count() > 1:
+            # Orbax would ask JAX's service too whether to stop, by numbers that are not those of
+            # `interruption`, after which nobody would ever be told to.
+            self._checkpointer._manager.reached_preemption = lambda step: False
         self._closed = False
 
     def save(self, step: int, state: PyTree, best: PyTree) -> None:
@@ -58,8 +63,7 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint, None if there is none."""
-        latest = self._checkpointer.latest
-        return None if latest is None else latest.step
+        return max(self._steps(), default=None)
 
     def restore(self, state: PyTree, best: PyTree) -> tuple[PyTree, PyTree]:
         """The newest checkpoint that can be read, laid out and placed like the given examples.
@@ -92,13 +96,24 @@ class Checkpoints:
             with self._told_plainly():
                 self._checkpointer.close()
 
+    def _steps(self) -> list[int]:
+        """As process 0 sees them: another host's view of a shared folder may be old."""
+        own = [one.step for one in self._checkpointer.checkpoints]
+        return json.loads(parallel.from_first(json.dumps(own)))
+
     def _newest_readable(self, abstract: PyTree) -> PyTree:
         damaged: dict[int, Exception] = {}
-        for step in sorted((one.step for one in self._checkpointer.checkpoints), reverse=True):
+        for step in sorted(self._steps(), reverse=True):
             try:
                 found = self._checkpointer.load_checkpointables(step, abstract)
             except Exception as error:  # whatever Orbax, TensorStore or a file system says
                 self._check_fits(step, abstract)
+                if jax.process_count() > 1:  # the others may have read their parts
+                    raise CheckpointError(
+                        f"{self._directory / str(step)}: this checkpoint cannot be read "
+                        f"({_reason(error)}); move that folder away, and the same command goes on "
+                        "from the one before, or start it once with one process, which does both"
+                    ) from error
                 damaged[step] = error
                 continue
             for other in damaged:
@@ -108,7 +123,6 @@ class Checkpoints:
                     self._directory / str(other), step, self._put_aside(other),
                 )  # fmt: skip
             if damaged:
-                parallel.together("damaged checkpoints")
                 self._checkpointer.reload()
             return found
         names = ", ".join(str(self._directory / str(step)) for step in damaged)
@@ -125,18 +139,24 @@ class Checkpoints:
             given = {name: found[name] for name in abstract}
         except Exception:  # damaged so far that it does not say what it is
             return
-        check_fits(abstract, given, str(self._directory / str(step)))
+        # What is missing there may be what is damaged; what is there tells another network.
+        there, wanted = (_shapes(tree) for tree in (given, abstract))
+        common = there.keys() & wanted.keys()
+        check_fits(
+            {name: jax.ShapeDtypeStruct(wanted[name], np.float32) for name in common},
+            {name: jax.ShapeDtypeStruct(there[name], np.float32) for name in common},
+            str(self._directory / str(step)),
+        )
 
     def _put_aside(self, step: int) -> pathlib.Path:
         away = self._directory.with_name(f"{self._directory.name}_damaged")
         target = away / str(step)
-        if jax.process_index() == 0:
-            away.mkdir(exist_ok=True)
-            number = 1
-            while target.exists():
-                number += 1
-                target = away / f"{step}.{number}"
-            (self._directory / str(step)).rename(target)
+        away.mkdir(exist_ok=True)
+        number = 1
+        while target.exists():
+            number += 1
+            target = away / f"{step}.{number}"
+        (self._directory / str(step)).rename(target)
         return target
 
     @contextlib.contextmanager
@@ -241,8 +261,7 @@ def check_fits(expected: PyTree, given: PyTree, source: str) -> None:
         tgeo_jax.errors.CheckpointError: runs/teacher: another architecture: parameter w has shape \
 (2, 4) there, the configured network needs (2, 3)
     """
-    wanted = {_path(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(expected)}
-    found = {_path(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(given)}
+    wanted, found = _shapes(expected), _shapes(given)
     for name in [*wanted, *(name for name in found if name not in wanted)]:
         if wanted.get(name) != found.get(name):
             there = f"has shape {found[name]} there" if name in found else "is missing there"
@@ -251,6 +270,10 @@ def check_fits(expected: PyTree, given: PyTree, source: str) -> None:
                 f"{source}: another architecture: parameter {name} {there}, the configured "
                 f"network {here}"
             )
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+    return {_path(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def _reason(error: BaseException) -> str:

@@ -26,6 +26,11 @@ _VARIABLES = {
     "num_processes": ("JAX_NUM_PROCESSES",),
     "process_id": ("JAX_PROCESS_ID", "JOB_COMPLETION_INDEX"),
 }
+# Where --coordinator is given and these are not, the launcher still knows them.
+_LAUNCHERS = {
+    "num_processes": ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"),
+    "process_id": ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK"),
+}
 _TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 
 
@@ -85,6 +90,8 @@ def start(
             shutdown_timeout_seconds=peer_timeout,
         )
     except Exception as error:  # whatever gRPC, the launcher's variables or JAX say
+        if place is None and "should be defined" in str(error):
+            return _alone(environment)
         raise ConfigError(
             f"the processes of this run did not find each other ({error}); --start_timeout="
             f"{start_timeout} is how many seconds they wait"
@@ -109,6 +116,9 @@ def explicit(given: Mapping[str, Any], environment: Mapping[str, str]) -> Place 
     unsaid = found["coordinator"] is None and found["num_processes"] is None
     if unsaid and given.get("process_id") is None:
         return None
+    for name, variables in _LAUNCHERS.items():
+        if found[name] is None:
+            found[name] = next((environment[v] for v in variables if environment.get(v)), None)
     for name, value in found.items():
         if value is None:
             raise ConfigError(
@@ -143,6 +153,17 @@ def launcher(environment: Mapping[str, str]) -> str | None:
     if not elsewhere and any(pathlib.Path(path).exists() for path in _TPU_DEVICES):
         return "Cloud TPU"
     return None
+
+
+def _alone(environment: Mapping[str, str]) -> bool:
+    """Where a launcher is there, but JAX cannot ask it: alone on a TPU host, lost elsewhere."""
+    found = launcher(environment)
+    if found == "Cloud TPU":  # without a metadata server: a host by itself
+        return False
+    raise ConfigError(
+        f"--coordinator: missing; JAX cannot ask this {found} where the processes are: give "
+        "HOST:PORT of process 0, the rest is known"
+    )
 
 
 def _int(environment: Mapping[str, str], name: str) -> int:

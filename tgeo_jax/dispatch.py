@@ -247,8 +247,9 @@ class Dispatcher:
         return step, first, jax.tree.map(lambda values: values[1:], order)
 
     def _over_seeds(self, function: Callable, in_axes: PyTree, out_axes: PyTree) -> Callable:
-        one_by_one = self._loop_free and self._mesh.shape["seed"] == 1
-        return parallel.over_seeds(function, in_axes, out_axes, one_by_one=one_by_one)
+        return parallel.over_seeds(
+            function, in_axes, out_axes, mesh=self._mesh, one_by_one=self._loop_free
+        )
 
     def _order(
         self, state: TrainState, split: Batch, num_steps: int, batch_size: int, purpose: Purpose

@@ -73,13 +73,13 @@ class Evaluator:
         mesh: Mesh | None = None,
     ):
         self._batch_size, self._mesh = batch_size, mesh
-        if mesh is not None:
-            predict = _shared(predict, mesh)
         sums = _batch_sums(predict)
         if seeds:
-            predict = parallel.over_seeds(predict, (0, None), 0, one_by_one=one_by_one)
-            no_axes = (None, None, None)
-            sums = parallel.over_seeds(sums, (0, *no_axes), 0, one_by_one=one_by_one)
+            how: dict[str, Any] = {"mesh": mesh, "one_by_one": one_by_one}
+            predict = parallel.over_seeds(predict, (0, None), 0, **how)
+            sums = parallel.over_seeds(sums, (0, None, None, None), 0, **how)
+        if mesh is not None:
+            predict, sums = _shared(predict, mesh), _shared(sums, mesh)
         options = convolution.compiler_options() if one_by_one else None
         where: dict[str, Any] = {"compiler_options": options}
         if mesh is not None:
@@ -153,12 +153,12 @@ class Evaluator:
         return tuple(jax.make_array_from_process_local_data(where, part) for part in batch)
 
 
-def _shared(predict: Predict, mesh: Mesh) -> Predict:
+def _shared(function: Callable, mesh: Mesh) -> Callable:
     """The same, each device computing its part of the batch."""
 
-    def of_parts(variables: Variables, images: Array) -> Array:
+    def of_parts(variables: Variables, batch: Any, *rest: Any) -> Any:
         where = parallel.examples_sharding(mesh)
-        return predict(variables, jax.lax.with_sharding_constraint(images, where))
+        return function(variables, jax.lax.with_sharding_constraint(batch, where), *rest)
 
     return of_parts
 

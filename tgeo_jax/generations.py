@@ -17,6 +17,8 @@ from ml_collections import ConfigDict
 from tgeo_jax import choices, train
 from tgeo_jax import config as configs
 from tgeo_jax.assemble import assemble
+from tgeo_jax.errors import Interrupted
+from tgeo_jax.interruption import Interruption
 from tgeo_jax.workdir import Workdir
 
 
@@ -62,18 +64,39 @@ def run(config: ConfigDict, folder: str | pathlib.Path, *, progress: bool = True
         return finished
     assemble(config, anchor_comes_later=True)  # what is wrong with it shows now, not after A_0
     whole.claim(config)
+    interruption = Interruption()
+    try:
+        results = _all(config, whole, progress, interruption)
+    finally:
+        interruption.close()
+    result = {**results[-1], "generations": [found["test_accuracy"] for found in results]}
+    result["seconds"] = sum(found["seconds"] for found in results)
+    whole.write_result(result)
+    return result
+
+
+def _all(
+    config: ConfigDict, whole: Workdir, progress: bool, interruption: Interruption
+) -> list[dict]:
     results = []
     for number in range(config.role.trikd.generations + 1):
         own = whole.generation(number)
         # A finished one counts even if the folder was moved and its anchor's path is the old one.
         found = own.result()
         if found is None:
-            found = train.run(_of_generation(config, whole, number), own.path, progress=progress)
+            if interruption.reached():  # in the last moments of the one before
+                raise Interrupted(
+                    f"{whole.path}: stopped before generation {number}; the same command goes on",
+                    interruption.signal,
+                )
+            found = train.run(
+                _of_generation(config, whole, number),
+                own.path,
+                progress=progress,
+                interruption=interruption,
+            )
         results.append(found)
-    result = {**results[-1], "generations": [found["test_accuracy"] for found in results]}
-    result["seconds"] = sum(found["seconds"] for found in results)
-    whole.write_result(result)
-    return result
+    return results
 
 
 def _of_generation(config: ConfigDict, whole: Workdir, number: int) -> ConfigDict:

@@ -6,6 +6,7 @@ them stop before the same dispatch.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -14,6 +15,9 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+
+# JAX's service lives as long as the process, and wants numbers that grow by one.
+_CHECKS = itertools.count(1)
 
 
 class Interruption:
@@ -24,7 +28,6 @@ class Interruption:
 
     def __init__(self) -> None:
         self._asked: int | None = None
-        self._checks = 0
         self._before: dict[int, Any] = {}
         # With several processes, JAX's own service has SIGTERM.
         if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
@@ -40,8 +43,7 @@ class Interruption:
         """Whether to save and stop now; to be asked before every dispatch, by all processes."""
         if jax.process_count() == 1:
             return self._asked is not None
-        self._checks += 1
-        return multihost_utils.reached_preemption_sync_point(self._checks)
+        return multihost_utils.reached_preemption_sync_point(next(_CHECKS))
 
     def close(self) -> None:
         """Gives the signals back."""

@@ -64,8 +64,13 @@ def make_mesh(
             "axis"
         )
     shape = (seed_devices, rest // model_devices, model_devices)
-    names = ("seed", *BATCH)
-    return jax.make_mesh(shape, names, (AxisType.Auto,) * 3, devices=devices)
+    names, types = ("seed", *BATCH), (AxisType.Auto,) * 3
+    if jax.process_count() == 1:
+        return jax.make_mesh(shape, names, types, devices=devices)
+    # The rows of a batch are those of the processes in their order, which `make_mesh` changes on
+    # some TPUs; it also refuses devices of several slices.
+    ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
+    return Mesh(np.asarray(ordered).reshape(shape), names, axis_types=types)
 
 
 def batch_parts(mesh: Mesh) -> int:
@@ -137,6 +142,21 @@ def fetch(tree: PyTree) -> PyTree:
         return multihost_utils.process_allgather(leaf, tiled=True)
 
     return jax.tree.map(of_leaf, tree)
+
+
+def from_first(text: str) -> str:
+    """A text of process 0, in every process.
+
+    Examples:
+        >>> from_first("{}")
+        '{}'
+    """
+    if jax.process_count() == 1:
+        return text
+    own = np.frombuffer(text.encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(own))))
+    given = own if jax.process_index() == 0 else np.zeros(size, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(given)).tobytes().decode()
 
 
 def together(name: str) -> None:
@@ -211,24 +231,51 @@ def state_shardings(mesh: Mesh) -> TrainState:
 
 
 def over_seeds(
-    function: Callable, in_axes: PyTree, out_axes: PyTree, *, one_by_one: bool = False
+    function: Callable,
+    in_axes: PyTree,
+    out_axes: PyTree,
+    *,
+    mesh: Mesh | None = None,
+    one_by_one: bool = False,
 ) -> Callable:
     """A function of one seed as one of all of them.
+
+    `vmap` makes grouped convolutions of several networks. Those are slow on a CPU, and where
+    devices share a batch or the seeds, XLA gathers their inputs from all devices: there each device
+    is told to stay with its own seeds, and takes them one after the other.
 
     Args:
         function: of one seed.
         in_axes: as of `jax.vmap`; 0 or None.
         out_axes: likewise.
-        one_by_one: one seed after the other in place of side by side, because a CPU is slow at the
-            grouped convolutions that `vmap` makes of several networks.
+        mesh: the devices; None: one.
+        one_by_one: one seed after the other in place of side by side, also on one device.
 
     Examples:
         >>> square = over_seeds(lambda x, y: x * y, (0, None), 0, one_by_one=True)
         >>> print(square(jnp.arange(3), 2))
         [0 2 4]
     """
-    mapped = jax.vmap(function, in_axes, out_axes, spmd_axis_name="seed")
-    return _one_by_one(mapped, in_axes, out_axes) if one_by_one else mapped
+    mapped = jax.vmap(function, in_axes, out_axes)
+    if one_by_one or (mesh is not None and batch_parts(mesh) > 1):
+        mapped = _one_by_one(mapped, in_axes, out_axes)
+    if mesh is None or mesh.shape["seed"] == 1:
+        return mapped
+    return jax.shard_map(
+        mapped,
+        mesh=mesh,
+        in_specs=_specs(in_axes),
+        out_specs=_specs(out_axes),
+        axis_names={"seed"},  # the others are left to the compiler
+        check_vma=False,
+    )
+
+
+def _specs(axes: PyTree) -> PyTree:
+    def of_axis(axis: int | None) -> PartitionSpec:
+        return PartitionSpec() if axis is None else PartitionSpec("seed")
+
+    return jax.tree.map(of_axis, axes, is_leaf=lambda axis: axis is None)
 
 
 def _one_by_one(mapped: Callable, in_axes: PyTree, out_axes: PyTree) -> Callable:

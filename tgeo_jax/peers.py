@@ -50,6 +50,8 @@ def watched(timeout: float) -> Iterator[None]:
     except Interrupted:  # all processes stop at this step
         raise
     except TgeoError as error:
+        if isinstance(error.__cause__, jax.errors.JaxRuntimeError):  # a peer's end, perhaps
+            watch.wait_for_verdict()
         print(f"error: process {jax.process_index()}: {error}", file=sys.stderr)
         watch.stop(str(error), 2)
     except BaseException as error:

@@ -13,6 +13,7 @@ import time
 from tgeo_jax.errors import ConfigError
 
 _PAUSE = 0.2  # seconds between two attempts to reach process 0
+_SAYING = 5.0  # seconds that one which has connected may take to say its number
 
 
 def hold(coordinator: str, num_processes: int, process_id: int, timeout: float) -> None:
@@ -54,33 +55,39 @@ def hold(coordinator: str, num_processes: int, process_id: int, timeout: float) 
 
 def _listen(coordinator: str, port: int, num_processes: int, deadline: float) -> str:
     missing, said = set(range(1, num_processes)), "all"
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
     with contextlib.ExitStack() as stack:
         try:
-            server = stack.enter_context(socket.create_server(("", port)))
+            server = stack.enter_context(
+                socket.create_server(("", port), family=family, dualstack_ipv6=both)
+            )
         except OSError as error:
             raise ConfigError(
                 f"--coordinator={coordinator}: process 0 cannot listen on port {port} ({error}); "
                 "choose another one"
             ) from error
-        came = []
+        came: dict[int, socket.socket] = {}
         while missing and (left := deadline - time.monotonic()) > 0:
             server.settimeout(left)
             try:
                 connection = stack.enter_context(server.accept()[0])
             except TimeoutError:
                 break
-            connection.settimeout(max(left, 1.0))
+            connection.settimeout(_SAYING)
             line = _line(connection)
             if not line.isdigit():  # a health check, a port scanner
                 continue
-            came.append(connection)
-            if int(line) not in missing:
-                said = f"twice {line}"
+            number = int(line)
+            # One that was started again may come twice, if the first is gone.
+            if number not in missing and not (number in came and _is_gone(came[number])):
+                came[-1], said = connection, f"twice {number}"
                 break
-            missing.discard(int(line))
+            came[number] = connection
+            missing.discard(number)
         if missing and said == "all":
             said = f"missing {' and '.join(map(str, sorted(missing)))}"
-        for connection in came:
+        for connection in came.values():
             with contextlib.suppress(OSError):  # it has given up by itself
                 connection.sendall(f"{said}\n".encode())
                 connection.recv(1)  # until it has closed: the port is free at once
@@ -101,6 +108,18 @@ def _come(host: str, port: int, process_id: int, deadline: float) -> str:
             pass
         time.sleep(_PAUSE)
     return ""
+
+
+def _is_gone(connection: socket.socket) -> bool:
+    connection.setblocking(False)
+    try:
+        return connection.recv(1) == b""
+    except BlockingIOError:  # it is there, and waits
+        return False
+    except OSError:
+        return True
+    finally:
+        connection.settimeout(_SAYING)
 
 
 def _line(connection: socket.socket) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import time
 from typing import Any
@@ -40,13 +41,20 @@ from tgeo_jax.writers import Writers, read_records
 PyTree = Any
 
 
-def run(config: ConfigDict, workdir: str | pathlib.Path, *, progress: bool = True) -> dict:
+def run(
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    *,
+    progress: bool = True,
+    interruption: Interruption | None = None,
+) -> dict:
     """Trains what a configuration says, or goes on where an interrupted run stopped.
 
     Args:
         config: from `config.default()` or a file in configs/.
         workdir: the run's folder; created, resumed, or found finished.
         progress: whether to show a progress bar.
+        interruption: who is told to stop; by default this run alone catches signals.
 
     Returns:
         The result, as in result.json.
@@ -66,17 +74,22 @@ def run(config: ConfigDict, workdir: str | pathlib.Path, *, progress: bool = Tru
     folder.claim(config)
     folder.note_commit(outcome.commit())
     with workdirs.only_one(folder):
-        trainer = _Trainer(assembled, folder, progress)
+        own = Interruption() if interruption is None else interruption
         try:
-            return trainer.train()
+            trainer = _Trainer(assembled, folder, progress, own)
+            try:
+                return trainer.train()
+            finally:
+                trainer.close()
         finally:
-            trainer.close()
+            if interruption is None:
+                own.close()
 
 
 class _Trainer:
     """One run in one process: state, its programs, its files."""
 
-    def __init__(self, run: Run, folder: Workdir, progress: bool):
+    def __init__(self, run: Run, folder: Workdir, progress: bool, interruption: Interruption):
         self.run, self.folder = run, folder
         config, mesh, dataset = run.config, run.mesh, run.dataset
         self.seeds = tuple(range(config.seed, config.seed + config.seeds))
@@ -86,12 +99,11 @@ class _Trainer:
         self.train_split, self.validation, self.test = placed.train, placed.validation, placed.test
         self.feed = placed.feed
         clean_view, size = run.method.clean_view, config.data.eval_batch_size
-        one_by_one = run.loop_free and mesh.shape["seed"] == 1
         self.student = evaluate.Evaluator(
             evaluate.predictor(run.method.student, clean_view),
             size,
             seeds=True,
-            one_by_one=one_by_one,
+            one_by_one=run.loop_free,
             mesh=mesh,
         )
         self.trained_teacher = placement.teacher(run)
@@ -102,7 +114,7 @@ class _Trainer:
                 self.trained_teacher.predict(clean_view),
                 size,
                 seeds=trains_along,
-                one_by_one=one_by_one,
+                one_by_one=run.loop_free,
                 mesh=mesh,
             )
             if not trains_along:
@@ -123,7 +135,7 @@ class _Trainer:
             loop_free=run.loop_free,
         )
         self.trace = profiling.Trace(config.profile)
-        self.interruption = Interruption()
+        self.interruption = interruption
         self.told_of: memory.Needed | None = None
         self.checkpoints = checkpoint.Checkpoints(folder.checkpoints)
         self.state, self.best = self._start()
@@ -155,19 +167,17 @@ class _Trainer:
             self._save_samples(self.teacher_evaluator)
         self.checkpoints.close()  # the result must not say more than the disk holds
         taught = self._about_teacher()
-        if jax.process_index() == 0:
-            self.folder.write_result(self._result(taught))
-        parallel.together("result")
-        result = self.folder.result()
-        assert result is not None
-        return result
+        result = self._result(taught) if jax.process_index() == 0 else None
+        if result is not None:
+            self.folder.write_result(result)
+        # Not from the file: another host's view of a shared folder may be old.
+        return json.loads(parallel.from_first(json.dumps(result)))
 
     def close(self) -> None:
         """Waits for writes under way and closes files."""
         try:
             self.trace.stop()
         finally:
-            self.interruption.close()
             self.feed.close()
             self.checkpoints.close()
             self.writers.close()
@@ -200,7 +210,8 @@ class _Trainer:
             try:
                 data = self.feed.chunk(step, num_steps)
             except Exception:  # no next batch, but everything up to it is trained
-                self._keep(total, pending)
+                if jax.process_count() == 1:  # others may be in another step; they cannot save
+                    self._keep(total, pending)
                 raise
             arguments = (self.state, self.teacher, data, num_steps, step)
             self._check_memory(*self.dispatcher.program(*arguments))

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from absl import logging
 from ml_collections import ConfigDict
 
 from tgeo_jax import config as configs
@@ -201,6 +202,10 @@ def only_one(folder: Workdir) -> Iterator[None]:
                 f"--workdir={folder.path}: another process is training there; wait for it, stop "
                 "it, or use another folder"
             ) from error
+        except OSError as error:  # Lustre, NFS and mounted buckets may have no locks
+            logging.warning(
+                "%s: cannot be locked (%s); start no second run there", file.name, error
+            )
         yield
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -48,8 +49,12 @@ def load_or_compute(
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     # Under another name until it is whole: an interrupted run must leave nothing half-made.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    writer = ArrayRecordWriter(str(temporary), "group_size:64")
+    # Of its own: processes in several containers may have one number.
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = pathlib.Path(name)
+    temporary.chmod(0o644)
+    writer = ArrayRecordWriter(name, "group_size:64")
     try:
         writer.write(json.dumps(_described(header, stored)).encode())
         for example in stored:
