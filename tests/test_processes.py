@@ -62,6 +62,51 @@ def test_several_processes_train_what_one_does(
     assert result["device"] == f"{processes * devices} x cpu"
 
 
+_NORMALISATION = ("--config.data.mean=(0.3,)", "--config.data.std=(0.37,)")  # streams need it
+_KINDS = {
+    "a teacher in parts": ("tgeo", "--config.mesh.model=2", "--config.teacher.which=best"),
+    "stored logits": ("tgeo", "--config.role.name=cached"),
+    "seeds on other processes": ("plain", "--config.seeds=4", "--config.mesh.seed=2"),
+    "a chain": ("trikd", "--config.role.trikd.generations=1", "--config.seeds=1"),
+    "a stream": (
+        "tgeo", "--config.data.pipeline=stream", "--config.data.image_size=8",
+        "--config.data.workers=0", "--config.seeds=1", "--config.role.name=dml",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def teacher_dir(digits_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    arguments = (
+        "-m", "experiments.main", "--config=configs/digits/teacher.py",
+        f"--workdir={folder / 'run'}", "--config.train.epochs=1", *_NORMALISATION,
+    )  # fmt: skip
+    (done,) = several.finish(several.start(1, digits_dir, *arguments))
+    assert done[0] == 0, done[1]
+    return folder / "run"
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_every_kind_of_run_is_that_of_one_process(digits_dir, teacher_dir, tmp_path, kind):
+    name, *changes = _KINDS[kind]
+    arguments = (
+        "-m", "experiments.main", f"--config=configs/digits/{name}.py", *changes,
+        f"--config.teacher.workdir={teacher_dir}", "--config.student.name=mlp",
+        "--config.train.epochs=1", "--config.train.steps_per_dispatch=5", *_NORMALISATION,
+    )  # fmt: skip
+    for folder, processes, devices in (("two", 2, 2), ("one", 1, 4)):
+        where = f"--workdir={tmp_path / folder}"
+        done = several.finish(
+            several.start(processes, digits_dir, *arguments, where, devices=devices)
+        )
+        assert [code for code, _ in done] == [0] * processes, done
+    last = "generation_1" if kind == "a chain" else "."
+    found, expected = (_records(tmp_path / folder / last) for folder in ("two", "one"))
+    for a, b in zip(found, expected, strict=True):
+        assert a == pytest.approx(b, rel=2e-3, abs=1e-6)
+
+
 def test_the_documented_commands_of_two_processes_run(digits_dir, tmp_path):
     text = (ROOT / "docs" / "pods.md").read_text()
     (block,) = re.findall(r"```sh\n(.*?--process_id=1.*?)```", text, re.DOTALL)
