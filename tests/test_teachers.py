@@ -18,6 +18,7 @@ from tgeo_jax import config as configs
 from tgeo_jax.assemble import assemble
 from tgeo_jax.data import sources
 from tgeo_jax.errors import CheckpointError, DataError
+from tgeo_jax.models import convolution
 from tgeo_jax.state import Batch, Teacher
 from tgeo_jax.workdir import Workdir
 
@@ -239,6 +240,20 @@ def test_the_last_or_the_best_parameters_teach(digits_dir, teacher_dir):
         jax.tree.map(np.testing.assert_array_equal, found, _network(teacher_dir, which=which))
         kernels.append(found["params"]["Dense_0"]["kernel"])
     assert (kernels[0] != kernels[1]).any()
+
+
+@pytest.mark.parametrize(("role", "count"), [("frozen", 2), ("cached", 1)])
+def test_a_teacher_in_the_step_decides_about_loops_too(
+    digits_dir, teacher_dir, monkeypatch, role, count
+):
+    asked = []
+    monkeypatch.setattr(
+        convolution, "has_convolutions", lambda init, *given: asked.append(init) or len(asked) > 1
+    )
+    config = _cached(digits_dir, teacher_dir)
+    config.role.name = role
+    assert assemble(config).loop_free == (role == "frozen")
+    assert len(asked) == count
 
 
 # Several teachers.

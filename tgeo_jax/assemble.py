@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
 from typing import Any
 
 import jax
@@ -101,7 +101,10 @@ def assemble(config: ConfigDict, *, anchor_comes_later: bool = False) -> Run:
         streams = 1 + (method.meta_learned and not method.prequential)
         rows = max(config.data.batch_size, config.meta.batch_size)
         workers.check_shared_memory(streams * config.data.workers, rows * dataset.example.nbytes)
-    loop_free = _wants_no_loops(method, mesh, dataset)
+    in_step = [method.student, method.role.peer]
+    if method.role.teach is not None and teacher is not None:
+        in_step.append(teacher.module)
+    loop_free = _wants_no_loops([m for m in in_step if m is not None], mesh, dataset)
     return Run(config, dataset, method, teacher, anchor, mesh, steps_per_epoch, loop_free)
 
 
@@ -228,12 +231,11 @@ def _check_memory(field: str, variables: Any, config: ConfigDict, mesh: Mesh) ->
         )
 
 
-def _wants_no_loops(method: distill.Distillation, mesh: Mesh, dataset: Dataset) -> bool:
+def _wants_no_loops(networks: Sequence[Any], mesh: Mesh, dataset: Dataset) -> bool:
     if mesh.devices.flat[0].platform != "cpu":
         return False
-    trained = (method.student, method.role.peer)
     key, images = jax.random.key(0), dataset.example.astype(np.float32)
-    return any(convolution.has_convolutions(m.init, key, images) for m in trained if m is not None)
+    return any(convolution.has_convolutions(m.init, key, images) for m in networks)
 
 
 def _check_batch(mesh: Mesh, field: str, batch_size: int, replicas: int, split: Sized) -> None:
