@@ -32,13 +32,21 @@ _NO_NUMBER_DEPENDS_ON = (
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """A run's folder.
+    """A run's folder, a path: what looks like a bucket's address is refused.
 
     It holds config.json, commits.json, checkpoints/, metrics.jsonl, tensorboard/, samples.npz,
     result.json and report/.
     """
 
     path: pathlib.Path
+
+    def __post_init__(self) -> None:
+        bucket = re.match(r"([a-z0-9]+):/", str(self.path))
+        if bucket:
+            raise ConfigError(
+                f"--workdir={bucket[1]}://...: a folder of a file system is needed; mount the "
+                "bucket (gcsfuse, mountpoint-s3) and name the folder there"
+            )
 
     @property
     def checkpoints(self) -> pathlib.Path:
