@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import random
+import re
 import signal
+import subprocess
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +22,7 @@ from tgeo_jax.writers import read_records
 
 SIGNALS = ("KILL", "TERM", "TERM, KILL")
 MOMENTS = ("moment", "training", "save")
+_LIMIT = 180  # seconds after which a process that should have ended counts as hung
 _COULD_NOT_START = 2  # a command's status where its user has to do something
 
 
@@ -166,3 +171,47 @@ def summary(rows: list[dict[str, Any]]) -> tuple[str, bool]:
         f"undisturbed, {different} did not; {problems} other problems"
     )
     return text, not different and not problems
+
+
+def plan(chance: random.Random, most: int, processes: int) -> list[Fault]:
+    """The disturbances of a round.
+
+    Examples:
+        >>> plan(random.Random(0), 3, 1) == plan(random.Random(0), 3, 1)
+        True
+    """
+    return [
+        Fault(
+            signal=chance.choice(SIGNALS),
+            at=chance.choice(MOMENTS),
+            share=chance.random(),
+            grace=chance.random() / 2,
+            victim=chance.randrange(processes),
+        )
+        for _ in range(chance.randint(1, most))
+    ]
+
+
+def finish(running: list[subprocess.Popen]) -> list[int | None]:
+    """Exit statuses; None of a process that hung, and had to be killed."""
+    deadline, statuses = time.monotonic() + _LIMIT, list[int | None]()
+    for process in running:
+        try:
+            statuses.append(process.wait(max(0.1, deadline - time.monotonic())))
+        except BaseException as error:
+            process.kill()
+            process.wait()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            statuses.append(None)
+    return statuses
+
+
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler for a signal; False where the system does not say."""
+    try:
+        status = pathlib.Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+    found = re.search(r"^SigCgt:\s*([0-9a-f]+)", status, re.MULTILINE)
+    return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)

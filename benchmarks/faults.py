@@ -21,7 +21,6 @@ import os
 import pathlib
 import platform
 import random
-import re
 import shutil
 import signal
 import socket
@@ -36,12 +35,13 @@ import jax
 from absl import flags
 
 from benchmarks.fault_checks import (
-    MOMENTS,
-    SIGNALS,
     Contents,
     Fault,
+    catches,
     contents,
     differences,
+    finish,
+    plan,
     summary,
     told,
     wrong,
@@ -61,7 +61,6 @@ _WORKDIR = flags.DEFINE_string("workdir", "", "Folder for the runs; empty: one t
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 _PEER_TIMEOUT = 8  # seconds until a dead process is missed
 _START_TIMEOUT = 40  # seconds until one that died while starting is missed
-_LIMIT = 180  # seconds after which a process that should have ended counts as hung
 _SAVE_SECONDS = 0.1  # a checkpoint of this size takes about as long
 
 
@@ -171,25 +170,6 @@ class Training:
             )  # fmt: skip
 
 
-def plan(chance: random.Random, most: int, processes: int) -> list[Fault]:
-    """The disturbances of a round.
-
-    Examples:
-        >>> plan(random.Random(0), 3, 1) == plan(random.Random(0), 3, 1)
-        True
-    """
-    return [
-        Fault(
-            signal=chance.choice(SIGNALS),
-            at=chance.choice(MOMENTS),
-            share=chance.random(),
-            grace=chance.random() / 2,
-            victim=chance.randrange(processes),
-        )
-        for _ in range(chance.randint(1, most))
-    ]
-
-
 def disturbed(
     training: Training, name: str, faults: list[Fault], length: float, expected: Contents
 ) -> dict[str, Any]:
@@ -258,31 +238,6 @@ def disturb(
         time.sleep(fault.grace)
         victim.kill()
     return {"seconds": round(seconds, 3), "caught": caught}
-
-
-def finish(running: list[subprocess.Popen]) -> list[int | None]:
-    """Exit statuses; None of a process that hung, and had to be killed."""
-    deadline, statuses = time.monotonic() + _LIMIT, list[int | None]()
-    for process in running:
-        try:
-            statuses.append(process.wait(max(0.1, deadline - time.monotonic())))
-        except BaseException as error:
-            process.kill()
-            process.wait()
-            if not isinstance(error, subprocess.TimeoutExpired):
-                raise
-            statuses.append(None)
-    return statuses
-
-
-def catches(pid: int, number: int) -> bool:
-    """Whether a process has a handler for a signal; False where the system does not say."""
-    try:
-        status = pathlib.Path(f"/proc/{pid}/status").read_text()
-    except OSError:
-        return False
-    found = re.search(r"^SigCgt:\s*([0-9a-f]+)", status, re.MULTILINE)
-    return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
 
 
 def _half_written(folder: pathlib.Path) -> set[str]:

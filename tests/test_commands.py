@@ -170,7 +170,7 @@ def test_the_commands_that_combine_the_axes_run(command, trained):
 
 def test_the_documented_profile_is_written(command, tmp_path):
     commands = _commands((ROOT / "docs" / "performance.md").read_text())
-    assert [c[1] for c in commands] == ["benchmarks"] * 3 + ["experiments.main"]
+    assert [c[1] for c in commands] == ["benchmarks"] * 2 + ["experiments.main"]
     arguments = [a.replace("runs/digits", str(tmp_path)) for a in commands[-1]]
     command(*arguments, "--config.train.steps_per_dispatch=10")
     assert list((tmp_path / "trace").rglob("*.xplane.pb"))

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks import faults
+from benchmarks import fault_checks
 from benchmarks.fault_checks import (
     MOMENTS,
     SIGNALS,
@@ -181,8 +181,8 @@ def test_one_bad_round_is_a_failure(changes, well):
 
 
 def test_the_seed_fixes_a_round():
-    plans = [faults.plan(random.Random(f"0 {number}"), 3, 2) for number in range(200)]
-    assert plans[7] == faults.plan(random.Random("0 7"), 3, 2)
+    plans = [fault_checks.plan(random.Random(f"0 {number}"), 3, 2) for number in range(200)]
+    assert plans[7] == fault_checks.plan(random.Random("0 7"), 3, 2)
     every = [one for plan in plans for one in plan]
     assert {one.signal for one in every} == set(SIGNALS)
     assert {one.at for one in every} == set(MOMENTS)
@@ -197,12 +197,12 @@ def test_whether_a_process_catches_a_signal():
             [sys.executable, "-c", code.format(line)], stdin=-1, stdout=-1, text=True
         ) as running:
             assert running.stdout.readline() == "ready\n"
-            assert faults.catches(running.pid, signal.SIGTERM) == expected
+            assert fault_checks.catches(running.pid, signal.SIGTERM) == expected
             running.kill()
 
 
 def test_a_process_that_hangs_is_told_and_ended(monkeypatch):
-    monkeypatch.setattr(faults, "_LIMIT", 0.2)
+    monkeypatch.setattr(fault_checks, "_LIMIT", 0.2)
     running = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    assert faults.finish([running]) == [None]
+    assert fault_checks.finish([running]) == [None]
     assert running.poll() is not None

@@ -200,7 +200,7 @@ def test_generations_begin_anew(chain, tmp_path):
     starts = []
     for number, folder in enumerate(_folders(chain[0])):
         config = ConfigDict(Workdir(folder).config())
-        trainer = train._Trainer(assemble(config), Workdir(tmp_path / str(number)), progress=False)
+        trainer = train._Trainer(assemble(config), Workdir(tmp_path / str(number)), False, None)
         trainer.close()
         starts.append(jax.device_get(trainer.state))
         saved = _state(folder)["state"]["seed"]

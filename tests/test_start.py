@@ -23,8 +23,8 @@ def _alone(digits_dir, **changes):
 
 
 def test_a_run_that_cannot_fit_stops_before_its_first_step(digits_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory, "free", lambda device: 100_000)
-    with pytest.raises(ConfigError, match=r"data\.batch_size: .* 0\.10 MB are free"):
+    monkeypatch.setattr(memory, "free", lambda device: 30_000)
+    with pytest.raises(ConfigError, match=r"data\.batch_size: .* 0\.03 MB are free"):
         train.run(_alone(digits_dir), tmp_path / "run", progress=False)
     assert not list((tmp_path / "run/checkpoints").glob("[0-9]*"))
     monkeypatch.undo()

@@ -128,7 +128,7 @@ def test_stored_views_are_the_teachers_on_what_the_student_sees(digits_dir, teac
             same = (train_logits[:, view] == train_logits[:, other]).all(axis=1)
             assert same.mean() < 0.2  # 9 shifts, mirrored or not: one pair in 18
     # A step hands the student the very view that its logits are of.
-    trainer = train._Trainer(run, Workdir(tmp_path), progress=False)
+    trainer = train._Trainer(run, Workdir(tmp_path), False, None)
     trainer.close()
     batch = jax.tree.map(lambda leaf: leaf[rows], trainer.train_split)
     state = types.SimpleNamespace(seed=0, anchor=None)
@@ -335,7 +335,7 @@ def test_a_teacher_that_trains_along_starts_as_the_configuration_says(
 ):
     config = _anchored(digits_dir, other_dir, role__trikd__start=start, seeds=2)
     config.teacher.workdir = str(teacher_dir)
-    trainer = train._Trainer(assemble(config), Workdir(tmp_path), progress=False)
+    trainer = train._Trainer(assemble(config), Workdir(tmp_path), False, None)
     trainer.close()
     state = jax.device_get(trainer.state)
     jax.tree.map(lambda leaf: np.testing.assert_array_equal(*leaf), state.anchor["params"])

@@ -87,7 +87,7 @@ def test_crops_that_show_nothing_are_refused(digits_dir):
     "changes", [{"student.mlp.hidden": (2**20, 2**20)}, {"seeds": 2**31 - 1, "seed": 0}]
 )
 def test_networks_that_memory_cannot_hold_are_refused(digits_dir, changes):
-    refused(digits_dir, changes, r"student\.name='mlp': its parameters need [\d,.]+ GB for seeds=")
+    refused(digits_dir, changes, r"student\.name='mlp': its parameters need [\d,.]+ MB for seeds=")
 
 
 def test_where_nobody_knows_the_memory_nothing_is_refused(digits_dir, monkeypatch):

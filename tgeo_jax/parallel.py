@@ -192,8 +192,8 @@ def weight_shardings(mesh: Mesh, variables: PyTree) -> PyTree:
 
     Examples:
         >>> mesh = make_mesh(1, jax.devices()[:1])
-        >>> weight_shardings(mesh, {"kernel": np.ones((3, 64))})["kernel"].spec
-        PartitionSpec(None, 'model')
+        >>> tuple(weight_shardings(mesh, {"kernel": np.ones((3, 64))})["kernel"].spec)
+        (None, 'model')
     """
     parts = mesh.shape["model"]
 
