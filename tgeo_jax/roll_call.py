@@ -34,7 +34,7 @@ def hold(coordinator: str, num_processes: int, process_id: int, timeout: float) 
     if process_id == 0:
         said = _listen(coordinator, int(port), num_processes, deadline)
     else:
-        said = _come(host.strip("[]"), int(port), process_id, deadline)
+        said = _come(host.strip("[]"), int(port), process_id, timeout)
     if said == "all":
         return
     if not said:
@@ -94,14 +94,15 @@ def _listen(coordinator: str, port: int, num_processes: int, deadline: float) ->
     return said
 
 
-def _come(host: str, port: int, process_id: int, deadline: float) -> str:
+def _come(host: str, port: int, process_id: int, timeout: float) -> str:
     """What process 0 says, or nothing."""
+    deadline = time.monotonic() + timeout
     while (left := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection((host, port), timeout=left) as connection:
                 connection.sendall(f"{process_id}\n".encode())
-                # Process 0 may have come later than this one, and waits as long.
-                connection.settimeout(None)
+                # Process 0 may have come later than this one, and waits as long from there on.
+                connection.settimeout(timeout + _SAYING)
                 if said := _line(connection):
                     return said
         except OSError:
