@@ -15,9 +15,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
-from tgeo_jax import peers
+from tgeo_jax import checkpoint, peers
 from tgeo_jax.writers import read_records
 
 SIGNALS = ("KILL", "TERM", "TERM, KILL")
@@ -54,17 +53,7 @@ class Contents(NamedTuple):
 
 def contents(folder: pathlib.Path) -> Contents:
     """Everything in the newest checkpoint of a run, and its log without the times."""
-    checkpointer = ocp.training.Checkpointer((folder / "checkpoints").absolute())
-    latest = checkpointer.latest
-    if latest is None:
-        raise RuntimeError(f"{folder}: no checkpoint")
-    saved = checkpointer.checkpointables_metadata(latest.step).metadata
-    empty = {
-        name: jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved[name])
-        for name in ("state", "best")
-    }
-    found = checkpointer.load_checkpointables(latest.step, empty)
-    checkpointer.close()
+    found = checkpoint.load_newest(folder / "checkpoints")
     leaves = jax.tree_util.tree_leaves_with_path(found)
     arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
     records = [

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import socket
 import subprocess
 import sys
 import time
+from typing import Any
 
 from tests.conftest import ROOT, command_environment
 
@@ -14,6 +16,27 @@ SMALL = (
     "-m", "experiments.main", "--config=configs/digits/plain.py", "--config.student.name=mlp",
     "--config.train.epochs=3", "--config.train.steps_per_dispatch=5",
 )  # fmt: skip
+
+
+def on_eight_devices(script: str, path: pathlib.Path) -> Any:
+    """What `tests.<module>.<function>(path)` wrote, run where JAX starts with eight devices."""
+    module, _, function = script.partition(".")
+    code = (
+        f"import pathlib, sys; from tests import {module}; "
+        f"{module}.{function}(pathlib.Path(sys.argv[1]))"
+    )
+    environment = {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+        # jax 0.10 sizes the pool that collectives wait in by this; too few threads deadlock.
+        "NPROC": "32",
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "PATH": "",
+    }
+    subprocess.run(
+        [sys.executable, "-c", code, str(path)], cwd=ROOT, env=environment, check=True, timeout=300
+    )
+    return json.loads(path.read_text())
 
 
 def free_port() -> int:
@@ -30,7 +53,7 @@ def start(
         digits_dir,
         XLA_FLAGS=f"--xla_force_host_platform_device_count={devices} "
         "--xla_backend_optimization_level=0",
-        NPROC="32",  # see test_dispatch
+        NPROC="32",  # see on_eight_devices
     )
     address = f"127.0.0.1:{free_port()}"
     return [

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests import methods
-from tests.conftest import ROOT
+from tests import methods, several
 from tgeo_jax import distill, models, parallel, ratios, roles
 from tgeo_jax.data import resident
 from tgeo_jax.dispatch import Dispatcher, Resident
@@ -219,23 +216,7 @@ def _eight_device_script(path: pathlib.Path) -> None:
 
 
 def test_eight_devices_give_the_numbers_of_one(tmp_path):
-    path = tmp_path / "found.json"
-    code = (
-        "import pathlib, sys; from tests import test_dispatch; "
-        "test_dispatch._eight_device_script(pathlib.Path(sys.argv[1]))"
-    )
-    environment = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-        # jax 0.10 sizes the pool that collectives wait in by this; too few threads deadlock.
-        "NPROC": "32",
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "PATH": "",
-    }
-    subprocess.run(
-        [sys.executable, "-c", code, str(path)], cwd=ROOT, env=environment, check=True, timeout=300
-    )
-    found = json.loads(path.read_text())
+    found = several.on_eight_devices("test_dispatch._eight_device_script", tmp_path / "found.json")
     for name, layouts in _LAYOUTS.items():
         one = found[f"{name} 1 1"]
         for devices, seed_devices in layouts:

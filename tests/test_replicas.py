@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests import methods
-from tests.conftest import ROOT
+from tests import methods, several
 from tgeo_jax import bilevel, collectives, distill, objective, parallel, roles
 from tgeo_jax.dispatch import Dispatcher, Resident
 from tgeo_jax.state import Batch, Teacher
@@ -166,22 +163,7 @@ def _gap(a, b) -> float:
 
 
 def test_eight_devices_are_pmap_or_one_large_device_as_one_likes(tmp_path):
-    path = tmp_path / "found.json"
-    code = (
-        "import pathlib, sys; from tests import test_replicas; "
-        "test_replicas.on_eight_devices(pathlib.Path(sys.argv[1]))"
-    )
-    environment = {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-        "NPROC": "32",  # see test_dispatch
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "PATH": "",
-    }
-    subprocess.run(
-        [sys.executable, "-c", code, str(path)], cwd=ROOT, env=environment, check=True, timeout=300
-    )
-    found = json.loads(path.read_text())
+    found = several.on_eight_devices("test_replicas.on_eight_devices", tmp_path / "found.json")
     assert set(found["gap"]) == {
         "pmap", "bilevel, 1 replicas", "bilevel, 8 replicas", "teacher in parts"
     }  # fmt: skip

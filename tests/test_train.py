@@ -380,7 +380,7 @@ def test_a_whole_run_on_eight_devices_gives_the_numbers_of_one(command, tmp_path
     eight = (*arguments, "--config.mesh.seed=2", f"--workdir={tmp_path / 'eight'}")
     devices = {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-        "NPROC": "32",  # see test_dispatch
+        "NPROC": "32",  # see several.on_eight_devices
     }
     result = tmp_path / "eight" / "result.json"
     command(*eight, **devices)

@@ -218,6 +218,26 @@ def load_network(directory: pathlib.Path, which: str, seed_index: int = 0) -> Py
     """
     if which not in ("last", "best"):
         raise ValueError(f"which={which!r}: must be 'last' or 'best'")
+    found = load_newest(directory)
+    network = found["best"] if which == "best" else found["state"]["student"]
+    num_seeds = len(jax.tree.leaves(network["params"])[0])
+    if not 0 <= seed_index < num_seeds:
+        raise CheckpointError(f"{directory}: holds {num_seeds} seeds, none of index {seed_index}")
+    return {
+        name: jax.tree.map(lambda leaf: leaf[seed_index], network.get(name) or {})
+        for name in ("params", "batch_stats")
+    }
+
+
+def load_newest(directory: pathlib.Path) -> dict[str, PyTree]:
+    """Everything in the newest checkpoint, `state` and `best`, as NumPy arrays.
+
+    Args:
+        directory: the checkpoints folder of a run.
+
+    Raises:
+        CheckpointError: no complete checkpoint there.
+    """
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such folder, so no checkpoint to load")
     checkpointer = ocp.training.Checkpointer(directory.absolute())
@@ -233,14 +253,7 @@ def load_network(directory: pathlib.Path, which: str, seed_index: int = 0) -> Py
     }
     found = checkpointer.load_checkpointables(latest.step, empty)
     checkpointer.close()
-    network = found["best"] if which == "best" else found["state"]["student"]
-    num_seeds = len(jax.tree.leaves(network["params"])[0])
-    if not 0 <= seed_index < num_seeds:
-        raise CheckpointError(f"{directory}: holds {num_seeds} seeds, none of index {seed_index}")
-    return {
-        name: jax.tree.map(lambda leaf: leaf[seed_index], network.get(name) or {})
-        for name in ("params", "batch_stats")
-    }
+    return found
 
 
 def check_fits(expected: PyTree, given: PyTree, source: str) -> None:
