@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from configs.digits import good_teacher, teacher
 from experiments import commandline
-from tgeo_jax import comparison, generations, train, writers
+from tgeo_jax import comparison, generations, storage, train
 from tgeo_jax.data import sources
 from tgeo_jax.errors import ConfigError, nearest
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     )
     found = comparison.table(results, axes, "kd")
     print(f"{about}.\n\n{found}")
-    writers.write_atomically(workdir / "table.md", found)
+    storage.write_atomically(workdir / "table.md", found)
 
 
 def _config(name: str, of_teacher: ConfigDict, workdir: pathlib.Path) -> ConfigDict:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments import commandline
-from tgeo_jax import convert, models, origins
+from tgeo_jax import convert, models, origins, storage
 from tgeo_jax.data import sources
 from tgeo_jax.errors import ConfigError, nearest
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
     if num_classes < 2:
         raise ConfigError(f"--num_classes={num_classes}: a classifier needs at least 2 classes")
     variables = convert.from_torch(name, _CHECKPOINT.value, num_classes)
-    folder = pathlib.Path(_WORKDIR.value)
+    folder = storage.path(_WORKDIR.value)
     origins.save_converted(
         folder, name, variables, source=pathlib.Path(_CHECKPOINT.value), mean=mean, std=std
     )

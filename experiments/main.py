@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -14,7 +13,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments import commandline
-from tgeo_jax import cluster, device_kinds, dry_run, generations, parallel, peers
+from tgeo_jax import cluster, device_kinds, dry_run, generations, parallel, peers, storage
 from tgeo_jax import config as configs
 from tgeo_jax.errors import ConfigError
 from tgeo_jax.workdir import Workdir
@@ -54,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     if _DRY_RUN.value or _DEVICES.value is not None or _DEVICE_KIND.value:
         _plan(config)
         return
-    folder = Workdir(pathlib.Path(_WORKDIR.value))
+    folder = Workdir(storage.path(_WORKDIR.value))
     given = {
         "coordinator": _COORDINATOR.value,
         "num_processes": _NUM_PROCESSES.value,

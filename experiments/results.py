@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments import commandline
-from tgeo_jax import ledger, results_table, writers
+from tgeo_jax import ledger, results_table, storage
 from tgeo_jax.errors import ConfigError, DataError, nearest
 from tgeo_jax.workdir import Workdir
 
@@ -51,7 +51,7 @@ def _add(folders: list[str]) -> None:
         raise ConfigError(f"--ledger={','.join(paths)}: add writes to one ledger; name one")
     path = pathlib.Path(paths[0])
     # All of them are read before the first is added: a mistake in a name leaves the ledger alone.
-    entries = [ledger.entry(Workdir(pathlib.Path(folder))) for folder in folders]
+    entries = [ledger.entry(Workdir(storage.path(folder))) for folder in folders]
     for folder, entry in zip(folders, entries, strict=True):
         ledger.add(path, entry, allow_dirty=_ALLOW_DIRTY.value)
         print(f"{folder}: {entry['method']}, {entry['pair']}, added to {path}.")
@@ -73,7 +73,7 @@ def _render(arguments: list[str]) -> None:
     if _OUTPUT.value:
         output = pathlib.Path(_OUTPUT.value)
         output.parent.mkdir(parents=True, exist_ok=True)
-        writers.write_atomically(output, page)
+        storage.write_atomically(output, page)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
 import json
-import pathlib
 import re
 
 import pytest
@@ -141,9 +140,3 @@ def test_every_commit_that_trained_a_run_is_kept_in_order(tmp_path):
     for commit in ("a", "a", "b", "a"):
         folder.note_commit(commit)
     assert folder.commits() == ["a", "b", "a"]
-
-
-@pytest.mark.parametrize("path", ["gs://bucket/run", "s3://bucket/run"])
-def test_a_bucket_is_refused_instead_of_becoming_a_local_folder(path):
-    with pytest.raises(ConfigError, match=rf"--workdir={path[:2]}://.*mount the bucket"):
-        Workdir(pathlib.Path(path))

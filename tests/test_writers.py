@@ -1,8 +1,6 @@
 import json
-import os
 import struct
 
-import pytest
 from tensorboardX.proto import event_pb2
 
 from tgeo_jax import writers
@@ -120,50 +118,3 @@ def test_no_progress_bar_is_shown_unless_asked_for(tmp_path, capfd):
     attempt.progress(60)
     attempt.close()
     assert capfd.readouterr().err == ""
-
-
-def test_writing_replaces_the_whole_file_and_leaves_nothing_else(tmp_path):
-    path = tmp_path / "config.json"
-    path.write_text("a much longer old text")
-    writers.write_atomically(path, "new")
-    assert path.read_text() == "new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_written_file_can_be_read_by_others(tmp_path):
-    # Temporary files are private by default; results on a shared disk must not be.
-    writers.write_atomically(tmp_path / "result.json", "{}")
-    assert (tmp_path / "result.json").stat().st_mode & 0o777 == 0o644
-
-
-def test_a_crash_while_writing_loses_no_old_text(tmp_path, monkeypatch):
-    path = tmp_path / "config.json"
-    path.write_text("old")
-
-    def full_disk(descriptor):
-        raise OSError("no space left")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="no space left"):
-        writers.write_atomically(path, "new")
-    assert path.read_text() == "old"
-
-
-def test_the_new_text_is_complete_and_on_disk_before_it_takes_the_name(tmp_path, monkeypatch):
-    path = tmp_path / "config.json"
-    synced, replaced = [], []
-    fsync, replace = os.fsync, os.replace
-
-    def recording_fsync(descriptor):
-        fsync(descriptor)
-        synced.append(os.fstat(descriptor).st_ino)
-
-    def recording_replace(source, target):
-        with open(source) as file:
-            replaced.append((file.read(), os.stat(source).st_ino in synced, os.fspath(target)))
-        replace(source, target)
-
-    monkeypatch.setattr(os, "fsync", recording_fsync)
-    monkeypatch.setattr(os, "replace", recording_replace)
-    writers.write_atomically(path, "new")
-    assert replaced == [("new", True, str(path))]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator  # no public name
 
-from tgeo_jax import parallel
+from tgeo_jax import orbax_s3, parallel, storage
 from tgeo_jax.errors import CheckpointError
 
 PyTree = Any
@@ -30,11 +30,12 @@ class Checkpoints:
     `best`, for every seed what it was at its best validation accuracy.
     """
 
-    def __init__(self, directory: pathlib.Path):
+    def __init__(self, directory: storage.Path):
         self._directory = directory
-        directory.mkdir(parents=True, exist_ok=True)
+        storage.make_folder(directory)
+        orbax_s3.enable()
         self._checkpointer = ocp.training.Checkpointer(
-            directory.absolute(),
+            storage.absolute(directory),
             preservation_policy=ocp.training.preservation_policies.LatestN(_KEEP),
             cleanup_tmp_directories=True,
         )
@@ -98,65 +99,65 @@ class Checkpoints:
 
     def _steps(self) -> list[int]:
         """As process 0 sees them: another host's view of a shared folder may be old."""
-        own = [one.step for one in self._checkpointer.checkpoints]
-        return json.loads(parallel.from_first(json.dumps(own)))
+        return json.loads(parallel.from_first(json.dumps(self._own_steps())))
+
+    def _own_steps(self) -> list[int]:
+        return [one.step for one in self._checkpointer.checkpoints]
 
     def _newest_readable(self, abstract: PyTree) -> PyTree:
-        damaged: dict[int, Exception] = {}
-        for step in sorted(self._steps(), reverse=True):
+        if jax.process_count() > 1:
+            self._check_alone(abstract)
+            return self._checkpointer.load_checkpointables(max(self._steps()), abstract)
+        step, found = _first_readable(self._directory, self._own_steps(), abstract, abstract)
+        self._put_aside_newer_than(step)
+        return found
+
+    def _check_alone(self, abstract: PyTree) -> None:
+        """Process 0 reads all of it first: in the middle of a common load nobody can step back."""
+        error = ""
+        if jax.process_index() == 0:
             try:
-                found = self._checkpointer.load_checkpointables(step, abstract)
-            except Exception as error:  # whatever Orbax, TensorStore or a file system says
-                self._check_fits(step, abstract)
-                if jax.process_count() > 1:  # the others may have read their parts
-                    raise CheckpointError(
-                        f"{self._directory / str(step)}: this checkpoint cannot be read "
-                        f"({_reason(error)}); move that folder away, and the same command goes on "
-                        "from the one before, or start it once with one process, which does both"
-                    ) from error
-                damaged[step] = error
-                continue
-            for other in damaged:
-                logging.warning(
-                    "%s: this checkpoint cannot be read; going on from the one before, of step "
-                    "%d. The damaged one is kept as %s",
-                    self._directory / str(other), step, self._put_aside(other),
-                )  # fmt: skip
-            if damaged:
-                self._checkpointer.reload()
-            return found
-        names = ", ".join(str(self._directory / str(step)) for step in damaged)
-        reason = next(iter(damaged.values()), "there is none")
-        raise CheckpointError(
-            f"{names}: no checkpoint can be read ({reason}); restore them from a copy, or move the "
-            "folder away to begin again"
-        )
+                self._put_aside_newer_than(self._readable_by_one(abstract))
+            except CheckpointError as found:
+                error = str(found)
+        # Orbax numbers what it does, and processes wait for the same number.
+        told = json.dumps([error, OperationIdGenerator.get_current_operation_id()])
+        error, number = json.loads(parallel.from_first(told))
+        while OperationIdGenerator.get_current_operation_id() != number:
+            OperationIdGenerator.next_operation_id()
+        if error:
+            raise CheckpointError(error)
+        self._checkpointer.reload()
 
-    def _check_fits(self, step: int, abstract: PyTree) -> None:
-        """What cannot be loaded may be whole, but of another network."""
-        try:
-            found: Any = self._checkpointer.checkpointables_metadata(step).metadata
-            given = {name: found[name] for name in abstract}
-        except Exception:  # damaged so far that it does not say what it is
-            return
-        # What is missing there may be what is damaged; what is there tells another network.
-        there, wanted = (_shapes(tree) for tree in (given, abstract))
-        common = there.keys() & wanted.keys()
-        check_fits(
-            {name: jax.ShapeDtypeStruct(wanted[name], np.float32) for name in common},
-            {name: jax.ShapeDtypeStruct(there[name], np.float32) for name in common},
-            str(self._directory / str(step)),
+    def _readable_by_one(self, abstract: PyTree) -> int:
+        """The newest step that this process can read while the others wait elsewhere."""
+        of_one = ocp.options.MultiprocessingOptions(
+            primary_host=0, active_processes={0}, barrier_sync_key_prefix="alone"
         )
+        targets = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), abstract)
+        with ocp.Context(multiprocessing_options=of_one):
+            return _first_readable(self._directory, self._own_steps(), abstract, targets)[0]
 
-    def _put_aside(self, step: int) -> pathlib.Path:
+    def _put_aside_newer_than(self, step: int) -> None:
+        damaged = [one for one in self._own_steps() if one > step]
+        for other in damaged:
+            logging.warning(
+                "%s: this checkpoint cannot be read; going on from the one before, of step %d. "
+                "The damaged one is kept as %s",
+                self._directory / str(other), step, self._put_aside(other),
+            )  # fmt: skip
+        if damaged and jax.process_count() == 1:
+            self._checkpointer.reload()
+
+    def _put_aside(self, step: int) -> storage.Path:
         away = self._directory.with_name(f"{self._directory.name}_damaged")
         target = away / str(step)
-        away.mkdir(exist_ok=True)
+        storage.make_folder(away)
         number = 1
-        while target.exists():
+        while storage.exists(target):
             number += 1
             target = away / f"{step}.{number}"
-        (self._directory / str(step)).rename(target)
+        storage.move(self._directory / str(step), target)
         return target
 
     @contextlib.contextmanager
@@ -166,7 +167,7 @@ class Checkpoints:
         except CheckpointError:
             raise
         except Exception as error:  # whatever Orbax, TensorStore or a file system says
-            kept = [one.step for one in self._checkpointer.checkpoints]
+            kept = self._own_steps()
             raise CheckpointError(
                 f"{self._directory}: a checkpoint could not be written ({_reason(error)}); "
                 f"{f'that of step {max(kept)} is whole' if kept else 'there is none yet'}. Make "
@@ -174,7 +175,54 @@ class Checkpoints:
             ) from error
 
 
-def save_network(directory: pathlib.Path, variables: PyTree) -> None:
+def _first_readable(
+    directory: storage.Path, steps: list[int], abstract: PyTree, targets: PyTree
+) -> tuple[int, PyTree]:
+    """The newest step that can be read, and what was read.
+
+    Args:
+        directory: the checkpoints folder.
+        steps: what it holds.
+        abstract: shapes that a checkpoint of this run has.
+        targets: what to read it as, of the same shapes.
+
+    Raises:
+        CheckpointError: none can be read, or the newest is of another architecture.
+    """
+    damaged: dict[int, Exception] = {}
+    for step in sorted(steps, reverse=True):
+        path = storage.absolute(directory) / str(step)
+        try:
+            return step, ocp.load_checkpointables(path, targets)
+        except Exception as error:  # whatever Orbax, TensorStore or a file system says
+            _check_architecture(path, abstract)
+            damaged[step] = error
+    names = ", ".join(str(directory / str(step)) for step in damaged)
+    reason = next(iter(damaged.values()), "there is none")
+    raise CheckpointError(
+        f"{names}: no checkpoint can be read ({reason}); restore them from a copy, or move the "
+        "folder away to begin again"
+    )
+
+
+def _check_architecture(path: storage.Path, abstract: PyTree) -> None:
+    """What cannot be loaded may be whole, but of another network."""
+    try:
+        found: Any = ocp.checkpointables_metadata(path).metadata
+        given = {name: found[name] for name in abstract}
+    except Exception:  # damaged so far that it does not say what it is
+        return
+    # What is missing there may be what is damaged; what is there tells another network.
+    there, wanted = (_shapes(tree) for tree in (given, abstract))
+    common = there.keys() & wanted.keys()
+    check_fits(
+        {name: jax.ShapeDtypeStruct(wanted[name], np.float32) for name in common},
+        {name: jax.ShapeDtypeStruct(there[name], np.float32) for name in common},
+        str(path),
+    )
+
+
+def save_network(directory: storage.Path, variables: PyTree) -> None:
     """Writes a network that was trained elsewhere, where `load_network` finds it.
 
     Args:
@@ -182,7 +230,7 @@ def save_network(directory: pathlib.Path, variables: PyTree) -> None:
         variables: `{"params": ..., "batch_stats": ...}`.
 
     Examples:
-        >>> import tempfile
+        >>> import pathlib, tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder) / "checkpoints"
         ...     save_network(path, {"params": {"w": np.ones(2)}, "batch_stats": {}})
@@ -195,7 +243,7 @@ def save_network(directory: pathlib.Path, variables: PyTree) -> None:
     checkpoints.close()
 
 
-def load_network(directory: pathlib.Path, which: str, seed_index: int = 0) -> PyTree:
+def load_network(directory: storage.Path, which: str, seed_index: int = 0) -> PyTree:
     """Variables of a trained student, as NumPy arrays.
 
     Args:
@@ -211,6 +259,7 @@ def load_network(directory: pathlib.Path, which: str, seed_index: int = 0) -> Py
         ValueError: `which` is neither.
 
     Examples:
+        >>> import pathlib
         >>> load_network(pathlib.Path("/nowhere"), "last")
         Traceback (most recent call last):
         ...
@@ -229,7 +278,7 @@ def load_network(directory: pathlib.Path, which: str, seed_index: int = 0) -> Py
     }
 
 
-def load_newest(directory: pathlib.Path) -> dict[str, PyTree]:
+def load_newest(directory: storage.Path) -> dict[str, PyTree]:
     """Everything in the newest checkpoint, `state` and `best`, as NumPy arrays.
 
     Args:
@@ -238,9 +287,10 @@ def load_newest(directory: pathlib.Path) -> dict[str, PyTree]:
     Raises:
         CheckpointError: no complete checkpoint there.
     """
-    if not directory.is_dir():
+    if not storage.is_dir(directory):
         raise CheckpointError(f"{directory}: no such folder, so no checkpoint to load")
-    checkpointer = ocp.training.Checkpointer(directory.absolute())
+    orbax_s3.enable()
+    checkpointer = ocp.training.Checkpointer(storage.absolute(directory))
     latest = checkpointer.latest
     if latest is None:
         checkpointer.close()

@@ -10,11 +10,10 @@ so an interrupted chain resumes where it stopped, and every student is kept.
 from __future__ import annotations
 
 import copy
-import pathlib
 
 from ml_collections import ConfigDict
 
-from tgeo_jax import choices, train
+from tgeo_jax import choices, storage, train
 from tgeo_jax import config as configs
 from tgeo_jax.assemble import assemble
 from tgeo_jax.errors import Interrupted
@@ -39,7 +38,7 @@ def is_chain(config: ConfigDict) -> bool:
     return choices.any_role(config.role).anchored
 
 
-def run(config: ConfigDict, folder: str | pathlib.Path, *, progress: bool = True) -> dict:
+def run(config: ConfigDict, folder: str | storage.Path, *, progress: bool = True) -> dict:
     """Trains what a configuration says: one run, or all generations of a chain.
 
     Args:
@@ -57,7 +56,7 @@ def run(config: ConfigDict, folder: str | pathlib.Path, *, progress: bool = True
     configs.check(config)
     if not is_chain(config):
         return train.run(config, folder, progress=progress)
-    whole = Workdir(pathlib.Path(folder).absolute())  # so are the anchors that it names
+    whole = Workdir(storage.absolute(storage.path(folder)))  # so are the anchors that it names
     whole.check_same(config)
     finished = whole.result()
     if finished is not None:

@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tgeo_jax import workdir, writers
+from tgeo_jax import storage, workdir, writers
 from tgeo_jax.errors import DataError
 
 Record = dict[str, Any]
@@ -147,7 +147,7 @@ def add(path: pathlib.Path, record: Record, *, allow_dirty: bool = False) -> Non
             )
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(each) + "\n" for each in [*records, record])
-    writers.write_atomically(path, lines)
+    storage.write_atomically(path, lines)
 
 
 def read(path: pathlib.Path) -> list[Record]:
@@ -200,10 +200,10 @@ def _finished(folder: workdir.Workdir) -> tuple[dict[str, Any], dict[str, Any]]:
     return config, result
 
 
-def _loaded(path: pathlib.Path, missing: str) -> dict[str, Any]:
-    if not path.exists():
+def _loaded(path: storage.Path, missing: str) -> dict[str, Any]:
+    if not storage.exists(path):
         raise DataError(f"{path}: no such file: {missing}")
-    return _parsed(path.read_bytes(), str(path), ())
+    return _parsed(storage.read_bytes(path), str(path), ())
 
 
 def _parsed(text: bytes, where: str, fields: Iterable[str]) -> dict[str, Any]:
@@ -224,7 +224,7 @@ def _teacher_name(config: Mapping[str, Any]) -> str:
     if config["role"]["name"] != "several":
         return config["teacher"]["name"]
     missing = "a teacher in role.several.workdirs, whose network only this file names; restore it"
-    paths = map(pathlib.Path, config["role"]["several"]["workdirs"])
+    paths = map(storage.path, config["role"]["several"]["workdirs"])
     found = (_loaded(path / "config.json", missing)["student"]["name"] for path in paths)
     return "+".join(found)
 

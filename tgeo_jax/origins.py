@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from tgeo_jax import checkpoint, convert, models, workdir, writers
+from tgeo_jax import checkpoint, convert, models, storage, workdir
 from tgeo_jax.data import sources, streaming
 from tgeo_jax.errors import CheckpointError, ConfigError
 
@@ -145,12 +145,12 @@ def converted(config: ConfigDict) -> list[dict[str, Any]]:
     paths = [config.teacher.workdir]
     if config.role.name == "several":
         paths = list(config.role.several.workdirs)
-    found = (workdir.Workdir(pathlib.Path(path)).config().get("converted") for path in paths)
+    found = (workdir.Workdir(storage.path(path)).config().get("converted") for path in paths)
     return [{name: about[name] for name in ("file", "sha256")} for about in found if about]
 
 
 def save_converted(
-    folder: pathlib.Path,
+    folder: storage.Path,
     name: str,
     variables: PyTree,
     *,
@@ -171,15 +171,15 @@ def save_converted(
     Raises:
         ConfigError: the folder exists already.
     """
-    if folder.exists() and any(folder.iterdir()):
+    if storage.is_dir(folder) and any(folder.iterdir()):
         raise ConfigError(f"--workdir={folder}: exists already; name another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(folder.parent)
     half_made = workdir.Workdir(folder.with_name(f".{folder.name}.{os.getpid()}"))
     checkpoint.save_network(half_made.checkpoints, variables)
     digest = hashlib.sha256(source.read_bytes()).hexdigest()
     converted = {"file": source.name, "sha256": digest, "mean": list(mean), "std": list(std)}
     described = {"student": {"name": name}, "converted": converted}
     text = json.dumps(described, indent=2) + "\n"
-    writers.write_atomically(half_made.path / "config.json", text)
+    storage.write_atomically(half_made.path / "config.json", text)
     half_made.write_result({"converted": converted})
-    half_made.path.replace(folder)
+    storage.move(half_made.path, folder)

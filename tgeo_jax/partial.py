@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import pathlib
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from tgeo_jax import writers
+from tgeo_jax import storage
 from tgeo_jax.metrics import Mean
 
 Sums = dict[str, Mean]
@@ -44,7 +43,7 @@ def add(total: Sums | None, more: Sums) -> Sums:
     return more if total is None else jax.tree.map(np.add, total, more)
 
 
-def write(path: pathlib.Path, found: Partial) -> None:
+def write(path: storage.Path, found: Partial) -> None:
     """Keeps them for the checkpoint of the same step; of several processes the first does.
 
     Those of earlier checkpoints stay: whether this step's will be whole is not known yet.
@@ -57,13 +56,14 @@ def write(path: pathlib.Path, found: Partial) -> None:
     }
     now = {"step": found.step, "seconds": found.seconds, "sums": sums}
     before = [entry for entry in _entries(path) if entry.get("step") != found.step]
-    writers.write_atomically(path, json.dumps([*before[1 - _KEPT :], now]) + "\n")
+    storage.write_atomically(path, json.dumps([*before[1 - _KEPT :], now]) + "\n")
 
 
-def read(path: pathlib.Path, step: int) -> Partial:
+def read(path: storage.Path, step: int) -> Partial:
     """Those that belong to a step; nothing where there are none, or those of another step.
 
     Examples:
+        >>> import pathlib
         >>> read(pathlib.Path("/nowhere"), 3) == NOTHING
         True
     """
@@ -78,10 +78,10 @@ def read(path: pathlib.Path, step: int) -> Partial:
         return NOTHING  # none, or damaged: only counts
 
 
-def _entries(path: pathlib.Path) -> list[dict[str, Any]]:
+def _entries(path: storage.Path) -> list[dict[str, Any]]:
     """Of each step there, the newest last; none of a damaged file."""
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(storage.read_bytes(path))
     except (OSError, RecursionError, ValueError):
         return []
     return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []

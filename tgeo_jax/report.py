@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import pathlib
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from typing import Any
@@ -14,7 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from tgeo_jax import comparison, writers
+from tgeo_jax import comparison, storage, writers
 from tgeo_jax.errors import DataError
 from tgeo_jax.workdir import Workdir
 
@@ -37,7 +36,7 @@ _STYLE: Any = {
 }
 
 
-def write(runs: Mapping[str, Workdir], directory: pathlib.Path, title: str = "") -> pathlib.Path:
+def write(runs: Mapping[str, Workdir], directory: storage.Path, title: str = "") -> storage.Path:
     """Writes index.html and figures/*.png.
 
     Args:
@@ -49,12 +48,12 @@ def write(runs: Mapping[str, Workdir], directory: pathlib.Path, title: str = "")
         The path of index.html.
     """
     figures_dir = directory / "figures"
-    figures_dir.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(figures_dir)
     figures = []
     for name, heading, caption, figure in _figures(runs):
         png = io.BytesIO()
         figure.savefig(png, format="png", bbox_inches="tight")
-        (figures_dir / f"{name}.png").write_bytes(png.getvalue())
+        storage.write_atomically(figures_dir / f"{name}.png", png.getvalue())
         data = base64.b64encode(png.getvalue()).decode()
         figures.append({"name": name, "title": heading, "caption": caption, "data": data})
     results = {name: _result(folder) for name, folder in runs.items()}
@@ -71,7 +70,7 @@ def write(runs: Mapping[str, Workdir], directory: pathlib.Path, title: str = "")
         ],
     )
     index = directory / "index.html"
-    writers.write_atomically(index, page)
+    storage.write_atomically(index, page)
     return index
 
 
@@ -152,12 +151,13 @@ def _figures(runs: Mapping[str, Workdir]) -> Iterator[tuple[str, str, str, Figur
 
 def _learned_ratio(folder: Workdir) -> bool:
     """Whether the run had a ratio that differs between samples."""
-    return folder.samples.exists() and np.ptp(_samples(folder)["ratio"]) > 1e-3
+    return storage.exists(folder.samples) and np.ptp(_samples(folder)["ratio"]) > 1e-3
 
 
 def _samples(folder: Workdir) -> dict[str, np.ndarray]:
     try:
-        with np.load(folder.samples, allow_pickle=False) as stored:
+        content = io.BytesIO(storage.read_bytes(folder.samples))
+        with np.load(content, allow_pickle=False) as stored:
             return dict(stored)
     except Exception as error:  # damage shows as any of zipfile's, numpy's or zlib's errors
         raise DataError(

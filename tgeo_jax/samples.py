@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pathlib
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tgeo_jax import distill, losses, objective, ratios
+from tgeo_jax import distill, losses, objective, ratios, storage
 from tgeo_jax.state import Batch, Teacher, TrainState
 
 Array = jax.Array
@@ -63,7 +63,7 @@ def ratios_of_samples(
 
 
 def save(
-    path: pathlib.Path,
+    path: storage.Path,
     ratio_SxN: np.ndarray,
     teacher_logits: np.ndarray,
     train: Batch,
@@ -89,7 +89,6 @@ def save(
         **ends,
         **{f"{name}_images": images[indices] for name, indices in ends.items()},
     }
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-    temporary.replace(path)
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    storage.write_atomically(path, content.getvalue())

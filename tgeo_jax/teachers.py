@@ -23,6 +23,7 @@ from tgeo_jax import (
     origins,
     randomness,
     roles,
+    storage,
     workdir,
 )
 from tgeo_jax import config as configs
@@ -275,7 +276,7 @@ def _all_views(
 
 def _cache_path(config: ConfigDict) -> pathlib.Path:
     """Named after the teacher's folder, so that a teacher trained anew is found to be another."""
-    folder = pathlib.Path(config.teacher.workdir).absolute()
+    folder = storage.absolute(storage.path(config.teacher.workdir, "teacher.workdir"))
     mark = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
     cached = config.role.cached
     name = cached.name or f"{folder.name}-{mark}-{config.teacher.which}"

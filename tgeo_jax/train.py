@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pathlib
 import time
 from typing import Any
 
@@ -24,6 +23,7 @@ from tgeo_jax import (
     placement,
     profiling,
     samples,
+    storage,
     teachers,
 )
 from tgeo_jax import config as configs
@@ -43,7 +43,7 @@ PyTree = Any
 
 def run(
     config: ConfigDict,
-    workdir: str | pathlib.Path,
+    workdir: str | storage.Path,
     *,
     progress: bool = True,
     interruption: Interruption | None = None,
@@ -64,7 +64,7 @@ def run(
         TrainingError: a loss or an update that is not finite; the state before it is saved.
         Interrupted: SIGTERM or Ctrl-C; what was trained is saved.
     """
-    folder = Workdir(pathlib.Path(workdir))
+    folder = Workdir(storage.path(workdir))
     configs.check(config)
     folder.check_same(config)
     finished = folder.result()

@@ -6,8 +6,6 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import os
-import pathlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -17,7 +15,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from tgeo_jax import config as configs
-from tgeo_jax import writers
+from tgeo_jax import lease, storage
 from tgeo_jax.errors import CheckpointError, ConfigError
 
 # A run may go on with other values of these.
@@ -32,40 +30,32 @@ _NO_NUMBER_DEPENDS_ON = (
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """A run's folder, a path: what looks like a bucket's address is refused.
+    """A run's folder, from `storage.path`: of a file system or of a bucket.
 
     It holds config.json, commits.json, checkpoints/, metrics.jsonl, tensorboard/, samples.npz,
     result.json and report/.
     """
 
-    path: pathlib.Path
-
-    def __post_init__(self) -> None:
-        bucket = re.match(r"([a-z0-9]+):/", str(self.path))
-        if bucket:
-            raise ConfigError(
-                f"--workdir={bucket[1]}://...: a folder of a file system is needed; mount the "
-                "bucket (gcsfuse, mountpoint-s3) and name the folder there"
-            )
+    path: storage.Path
 
     @property
-    def checkpoints(self) -> pathlib.Path:
+    def checkpoints(self) -> storage.Path:
         return self.path / "checkpoints"
 
     @property
-    def metrics(self) -> pathlib.Path:
+    def metrics(self) -> storage.Path:
         return self.path / "metrics.jsonl"
 
     @property
-    def partial(self) -> pathlib.Path:
+    def partial(self) -> storage.Path:
         return self.path / "partial.json"
 
     @property
-    def samples(self) -> pathlib.Path:
+    def samples(self) -> storage.Path:
         return self.path / "samples.npz"
 
     @property
-    def report(self) -> pathlib.Path:
+    def report(self) -> storage.Path:
         return self.path / "report"
 
     def generation(self, number: int) -> Workdir:
@@ -85,28 +75,28 @@ class Workdir:
     def result(self) -> dict[str, Any] | None:
         """The result of a finished run, None if there is none."""
         path = self.path / "result.json"
-        return _loaded(path, dict) if path.exists() else None
+        return _loaded(path, dict) if storage.exists(path) else None
 
     def note_commit(self, commit: str) -> None:
         """Keeps which code trains here; a resumed run may have seen several commits."""
         known = self.commits()
         if _writes() and (not known or known[-1] != commit):
-            writers.write_atomically(self.path / "commits.json", json.dumps([*known, commit]))
+            storage.write_atomically(self.path / "commits.json", json.dumps([*known, commit]))
 
     def commits(self) -> list[str]:
         """The commits whose code trained here, in their order."""
         path = self.path / "commits.json"
-        return _loaded(path, list) if path.exists() else []
+        return _loaded(path, list) if storage.exists(path) else []
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Marks the run as finished."""
         if _writes():
             text = json.dumps(result, indent=2) + "\n"
-            writers.write_atomically(self.path / "result.json", text)
+            storage.write_atomically(self.path / "result.json", text)
 
     def changes(self, config: ConfigDict) -> list[str]:
         """How a configuration differs from that of the run in this folder, if there is one."""
-        if not (self.path / "config.json").exists():
+        if not storage.exists(self.path / "config.json"):
             return []
         now = json.loads(configs.to_json(config))
         default = json.loads(configs.to_json(configs.default()))
@@ -143,13 +133,13 @@ class Workdir:
         if not self.changes(config) or not _writes():
             return
         number = 1
-        while (self.path / f"config.{number}.json").exists():
+        while storage.exists(self.path / f"config.{number}.json"):
             number += 1
         if self.result() is not None:
-            (self.path / "result.json").rename(self.path / f"result.{number}.json")
-        before = (self.path / "config.json").read_text()
-        writers.write_atomically(self.path / f"config.{number}.json", before)
-        writers.write_atomically(self.path / "config.json", configs.to_json(config))
+            storage.move(self.path / "result.json", self.path / f"result.{number}.json")
+        before = storage.read_bytes(self.path / "config.json")
+        storage.write_atomically(self.path / f"config.{number}.json", before)
+        storage.write_atomically(self.path / "config.json", configs.to_json(config))
 
     def claim(self, config: ConfigDict) -> None:
         """Makes the folder that of this configuration.
@@ -158,14 +148,14 @@ class Workdir:
             ConfigError: it holds a run with another one.
         """
         self.check_same(config)
-        if _writes() and not (self.path / "config.json").exists():
-            self.path.mkdir(parents=True, exist_ok=True)
-            writers.write_atomically(self.path / "config.json", configs.to_json(config))
+        if _writes() and not storage.exists(self.path / "config.json"):
+            storage.make_folder(self.path)
+            storage.write_atomically(self.path / "config.json", configs.to_json(config))
 
 
-def _loaded(path: pathlib.Path, kind: type) -> Any:
+def _loaded(path: storage.Path, kind: type) -> Any:
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(storage.read_bytes(path))
     except (RecursionError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged ({error}); restore it from a copy") from error
     if not isinstance(found, kind):
@@ -193,14 +183,18 @@ def _completed(old: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
 def only_one(folder: Workdir) -> Iterator[None]:
     """Keeps a second process out of a run's folder while the first one trains in it.
 
-    The lock is the kernel's: it ends with its process, however that ends. Of a run of several
-    processes, the first one has it.
+    The lock is the kernel's: it ends with its process, however that ends. That of a bucket is a
+    `lease`. Of a run of several processes, the first one has it.
 
     Raises:
         ConfigError: another process is training there.
     """
     if not _writes():
         yield
+        return
+    if storage.is_bucket(folder.path):
+        with lease.held(folder.path / ".lock"):
+            yield
         return
     with (folder.path / ".lock").open("w") as file:
         try:
@@ -235,8 +229,8 @@ def trained(path: str, role: str, how_to_get: str = "train it first") -> Workdir
         tgeo_jax.errors.CheckpointError: teacher.workdir='/nowhere': no run there; train one
         or name the workdir of a run that exists
     """
-    folder = Workdir(pathlib.Path(path))
-    if not os.path.exists(folder.path / "config.json"):  # False also where it cannot be
+    folder = Workdir(storage.path(path, role))
+    if not storage.exists(folder.path / "config.json"):
         raise CheckpointError(
             f"{role}={path!r}: no run there; {how_to_get}\nor name the workdir of a run that exists"
         )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
+import shutil
 import sys
 import tempfile
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from tgeo_jax import storage
 from tgeo_jax.errors import DataError
 
 
@@ -30,16 +31,17 @@ class Writers:
     """
 
     def __init__(
-        self, workdir: pathlib.Path, *, step: int, total_steps: int, title: str, progress: bool
+        self, workdir: storage.Path, *, step: int, total_steps: int, title: str, progress: bool
     ):
         self._active = jax.process_index() == 0
         if not self._active:
             return
         path = workdir / "metrics.jsonl"
-        write_atomically(path, "".join(_line(r) for r in read_records(path) if r["step"] <= step))
-        self._lines = path.open("a")
+        kept = "".join(_line(r) for r in read_records(path) if r["step"] <= step)
+        storage.write_atomically(path, kept)
+        self._lines = storage.Appended(path, kept)
         self._tensorboard: dict[int, Any] = {}
-        self._directory = workdir / "tensorboard"
+        self._events = _Events(workdir / "tensorboard")
         self._first_step = step
         self._bar = tqdm(
             total=total_steps, initial=step, desc=title, unit="step", disable=not progress,
@@ -50,9 +52,7 @@ class Writers:
         """Appends records and waits until they are on disk."""
         if not self._active:
             return
-        self._lines.writelines(_line(record) for record in records)
-        self._lines.flush()
-        os.fsync(self._lines.fileno())
+        self._lines.append("".join(map(_line, records)))
         for record in records:
             writer = self._of_seed(record["seed"])
             for name, value in record.items():
@@ -60,6 +60,7 @@ class Writers:
                     writer.add_scalar(name, value, record["step"])
         for writer in self._tensorboard.values():
             writer.flush()
+        self._events.publish()
 
     def progress(self, step: int, **shown: str) -> None:
         """Moves the progress bar to a step."""
@@ -78,6 +79,7 @@ class Writers:
             self._lines.close()
             for writer in self._tensorboard.values():
                 writer.close()
+            self._events.close()
             self._bar.close()
 
     def _of_seed(self, seed: int) -> Any:
@@ -86,12 +88,34 @@ class Writers:
 
         if seed not in self._tensorboard:
             self._tensorboard[seed] = SummaryWriter(
-                str(self._directory / f"seed_{seed}"), purge_step=self._first_step + 1
+                str(self._events.directory / f"seed_{seed}"), purge_step=self._first_step + 1
             )
         return self._tensorboard[seed]
 
 
-def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
+class _Events:
+    """TensorBoard's folder; that of a bucket is filled from a local one, since events append."""
+
+    def __init__(self, target: storage.Path):
+        self._target = target
+        self._temporary = tempfile.mkdtemp(prefix="events_") if storage.is_bucket(target) else None
+        self.directory = target if self._temporary is None else pathlib.Path(self._temporary)
+
+    def publish(self) -> None:
+        """Shows what has been written so far."""
+        if self._temporary is not None:
+            for path in self.directory.rglob("events.*"):
+                target = self._target / path.relative_to(self.directory).as_posix()
+                storage.write_atomically(target, path.read_bytes())
+
+    def close(self) -> None:
+        """After the writers."""
+        if self._temporary is not None:
+            self.publish()
+            shutil.rmtree(self._temporary)
+
+
+def read_records(path: storage.Path) -> list[dict[str, Any]]:
     """Records of a metrics.jsonl; none if it is missing, a torn last line is left out.
 
     Raises:
@@ -101,10 +125,10 @@ def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
         >>> read_records(pathlib.Path("/nonexistent"))
         []
     """
-    if not path.exists():
+    if not storage.exists(path):
         return []
     records = []
-    lines = path.read_bytes().splitlines()
+    lines = storage.read_bytes(path).splitlines()
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
@@ -119,29 +143,6 @@ def read_records(path: pathlib.Path) -> list[dict[str, Any]]:
             ) from error
         records.append(record)
     return records
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a whole file or nothing: a reader never sees half of it, a crash loses no old one.
-
-    Examples:
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = pathlib.Path(folder) / "note.txt"
-        ...     write_atomically(path, "whole")
-        ...     path.read_text()
-        'whole'
-    """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _line(record: dict[str, Any]) -> str:
