@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: demo test lint install
+.PHONY: demo test lint audit install
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m experiments.demo --workdir=runs/demo
@@ -15,6 +15,12 @@ lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# An environment of its own: what audits is not what is audited.
+audit:
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet pip-audit==2.10.1
+	.ci/audit $(VENV)-audit/bin/pip-audit constraints.txt
 
 install: $(VENV)/.installed-dev
 
