@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
-from sklearn.metrics import accuracy_score, log_loss
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    f1_score,
+    log_loss,
+    recall_score,
+    roc_auc_score,
+)
 
-from tests import methods
-from tgeo_jax import evaluate, metrics, models, roles, teachers
+from tests import methods, several
+from tgeo_jax import evaluate, metrics, models, parallel, roles, teachers
 from tgeo_jax.state import Batch
 
 SPLIT = methods.examples(23)
@@ -94,7 +104,8 @@ IMAGES = np.asarray(SPLIT.images_BxHxWxC)
 WEIGHTS = RANDOM.randn(2, 25, 7).astype(np.float32)
 TEACHER = RANDOM.randn(23, 7).astype(np.float32)
 NAMES = {
-    "accuracy", "top5_accuracy", "cross_entropy", "ece", "teacher_agreement", "teacher_kl"
+    "accuracy", "top5_accuracy", "cross_entropy", "ece", "macro_f1", "teacher_agreement",
+    "teacher_kl", *(f"recall_{label}" for label in range(7)),
 }  # fmt: skip
 
 
@@ -154,8 +165,8 @@ def test_one_evaluator_measures_with_and_without_a_teacher(at_once):
 class Stream:
     """The split read as it is needed; some examples cannot be read and come as blanks."""
 
-    def __init__(self, unreadable: list[int]):
-        self.unreadable = unreadable
+    def __init__(self, unreadable: list[int], labels: np.ndarray = LABELS):
+        self.unreadable, self.labels = unreadable, labels
 
     def __len__(self) -> int:
         return len(LABELS)
@@ -165,7 +176,7 @@ class Stream:
         rows = -(-len(LABELS) // batch_size) * batch_size
         images, labels = np.zeros((rows, *IMAGES.shape[1:]), np.uint8), np.zeros(rows, np.int32)
         real = np.isin(np.arange(rows), np.setdiff1d(np.arange(len(LABELS)), self.unreadable))
-        images[real], labels[real] = IMAGES[real[:23]], LABELS[real[:23]]
+        images[real], labels[real] = IMAGES[real[:23]], self.labels[real[:23]]
         for start in range(0, rows, batch_size):
             part = slice(start, start + batch_size)
             yield images[part], labels[part], real[part]
@@ -197,3 +208,73 @@ def test_batches_of_logits_leave_out_padding_and_what_cannot_be_read():
     np.testing.assert_array_equal(np.concatenate(labels), LABELS[kept])
     expected = linear(WEIGHTS[0], IMAGES[kept])
     np.testing.assert_allclose(np.concatenate(logits), expected, rtol=1e-4, atol=1e-5)
+
+
+# Two classes: the area under the ROC curve needs all scores of a split.
+
+IS_ATTACK = (LABELS % 2).astype(np.int32)
+# Few brightnesses and round weights, so that scores tie.
+COARSE = (IMAGES // 64).astype(np.uint8)
+TWO = np.round(RANDOM.randn(2, 25, 2)).astype(np.float32) * (RANDOM.rand(25, 1) < 0.2)
+
+
+def coarse(weights, images):
+    return images.reshape(len(images), -1).astype(jnp.float32) @ weights
+
+
+def of_coarse(batch_size: int, mesh=None) -> list[dict[str, float]]:
+    evaluator = evaluate.Evaluator(coarse, batch_size, seeds=True, mesh=mesh)
+    return by_seed(evaluator.metrics(TWO, Batch(COARSE, IS_ATTACK)))
+
+
+@pytest.mark.parametrize("batch_size", [8, 23, 100])
+def test_binary_figures_of_both_seeds_are_those_of_scikit_learn(batch_size):
+    """In padded batches too."""
+    for own, found in zip(TWO, of_coarse(batch_size), strict=True):
+        logits = np.float64(COARSE.reshape(23, 25) @ own)
+        odds, said = logits[:, 1] - logits[:, 0], logits.argmax(1)
+        assert len(set(odds)) < 20  # there are ties
+        assert found["auc"] == pytest.approx(roc_auc_score(IS_ATTACK, odds), abs=1e-12)
+        assert found["macro_f1"] == pytest.approx(f1_score(IS_ATTACK, said, average="macro"))
+        recalls = [found["recall_0"], found["recall_1"]]
+        assert recalls == pytest.approx(recall_score(IS_ATTACK, said, average=None))
+
+
+def on_meshes(path: pathlib.Path) -> None:
+    """With seeds side by side, and with seeds and batches shared by eight devices."""
+    found = [of_coarse(8, parallel.make_mesh(seeds)) for seeds in (1, 2)]
+    path.write_text(json.dumps(found))
+
+
+def test_figures_do_not_depend_on_devices(tmp_path):
+    found = several.on_eight_devices("test_evaluate.on_meshes", tmp_path / "found.json")
+    expected = of_coarse(23)
+    for of_mesh in found:
+        for own, other in zip(of_mesh, expected, strict=True):
+            assert own == pytest.approx(other, rel=1e-5)
+            exact = [name for name in own if name in ("auc", "macro_f1", "recall_0", "recall_1")]
+            assert len(exact) == 4
+            assert all(own[name] == other[name] for name in exact)
+
+
+@pytest.mark.parametrize("batch_size", [8, 100])
+def test_the_confusion_matrix_adds_up_over_padded_batches(batch_size):
+    sums = evaluate.Evaluator(linear, batch_size, seeds=True).metrics(
+        WEIGHTS, Batch(IMAGES, LABELS)
+    )
+    for seed, own in enumerate(WEIGHTS):
+        said = np.asarray(linear(own, IMAGES)).argmax(1)
+        expected = confusion_matrix(LABELS, said, labels=range(7))
+        np.testing.assert_array_equal(sums["confusion"].total[seed], expected)
+        assert sums["confusion"].count[seed] == 23
+
+
+def test_what_cannot_be_read_is_not_ranked():
+    kept = np.setdiff1d(np.arange(23), [0, 9, 22])
+    of_two = lambda weights, images: linear(weights, images)[:, :2]  # noqa: E731
+    evaluator = evaluate.Evaluator(of_two, 8, seeds=True)
+    found = by_seed(evaluator.metrics(WEIGHTS, Stream([0, 9, 22], IS_ATTACK)))
+    for own, seed in zip(found, WEIGHTS, strict=True):
+        logits = np.asarray(of_two(seed, IMAGES[kept]), np.float64)
+        expected = roc_auc_score(IS_ATTACK[kept], logits[:, 1] - logits[:, 0])
+        assert own["auc"] == pytest.approx(expected, abs=1e-12)

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from sklearn.metrics import accuracy_score, log_loss, top_k_accuracy_score
+from sklearn.metrics import (
+    accuracy_score,
+    f1_score,
+    log_loss,
+    recall_score,
+    top_k_accuracy_score,
+)
 
 from tgeo_jax import fusion, metrics
 
@@ -261,7 +267,8 @@ def test_a_student_like_its_teacher_agrees_and_does_not_diverge():
 
 def test_without_a_teacher_nothing_is_said_of_one():
     names = set(evaluated(STUDENT, TRUE))
-    assert names == {"accuracy", "top5_accuracy", "cross_entropy", "ece"}
+    recalls = {f"recall_{label}" for label in range(10)}
+    assert names == {"accuracy", "top5_accuracy", "cross_entropy", "ece", "macro_f1"} | recalls
     assert set(evaluated(STUDENT, TRUE, teacher=TEACHER)) - names == {
         "teacher_agreement",
         "teacher_kl",
@@ -294,10 +301,64 @@ def test_sums_over_uneven_batches_are_those_of_the_whole():
     )
 
 
-@pytest.mark.parametrize(("classes", "names"), [(2, set()), (5, set()), (6, {"top5_accuracy"})])
-def test_top_five_needs_more_than_five_classes(classes, names):
+@pytest.mark.parametrize(
+    ("classes", "names"), [(2, {"auc"}), (3, set()), (5, set()), (6, {"top5_accuracy"})]
+)
+def test_top_five_needs_more_than_five_classes_and_auc_has_two(classes, names):
     found = evaluated(STUDENT[:, :classes], TRUE % classes)
-    assert set(found) == {"accuracy", "cross_entropy", "ece"} | names
+    recalls = {f"recall_{label}" for label in range(classes)}
+    assert set(found) == {"accuracy", "cross_entropy", "ece", "macro_f1"} | recalls | names
+
+
+@pytest.mark.parametrize(
+    ("classes", "figures", "recalls"), [(20, 1, 20), (21, 1, 0), (100, 1, 0), (101, 0, 0)]
+)
+def test_many_classes_have_no_confusion_matrix_and_fewer_no_recalls(classes, figures, recalls):
+    found = evaluated(RANDOM.randn(50, classes), RANDOM.randint(0, classes, 50))
+    assert ("macro_f1" in found) == figures
+    assert sum(name.startswith("recall_") for name in found) == recalls
+
+
+@pytest.mark.parametrize("present", [[0, 1, 2, 3], [1, 3], [2]])
+def test_figures_of_absent_classes_are_those_of_scikit_learn(present):
+    """Of five classes some have no example, and class 4 is never predicted either."""
+    labels, logits = RANDOM.choice(present, 60), RANDOM.randn(60, 5)
+    logits[:, 4] = -9
+    found, said = evaluated(logits, labels), logits.argmax(1)
+    common = {"labels": range(5), "zero_division": 0}
+    assert found["macro_f1"] == pytest.approx(f1_score(labels, said, average="macro", **common))
+    expected = recall_score(labels, said, average=None, **common)
+    assert [found[f"recall_{label}"] for label in range(5)] == pytest.approx(expected)
+
+
+def test_figures_of_six_examples_by_hand():
+    # Labels 0 0 0 1 1 2, said 0 0 1 1 1 1: of class 1 two are right, two are wrong.
+    found = evaluated(np.eye(3)[[0, 0, 1, 1, 1, 1]], [0, 0, 0, 1, 1, 2])
+    assert [found[f"recall_{label}"] for label in range(3)] == pytest.approx([2 / 3, 1, 0])
+    # F1: 2*2/(3+2), 2*2/(2+4), 0.
+    assert found["macro_f1"] == pytest.approx((4 / 5 + 2 / 3 + 0) / 3)
+
+
+def test_counts_beyond_float32_stay_exact():
+    one = metrics.Mean(np.int32([[2**24, 0], [0, 0]]), np.int32(2**24))
+    more = metrics.Mean(np.int32([[1, 0], [0, 2]]), np.int32(3))
+    total = metrics.add_up([{"confusion": one}, {"confusion": more}])["confusion"].total
+    assert total.tolist() == [[2**24 + 1, 0], [0, 2]]
+
+
+def test_auc_does_not_tie_what_probabilities_round_to_one():
+    """Sigmoids of 20 and 30 are the same float32; their odds are not."""
+    found = evaluated([[0, 20], [0, 30], [5, 0]], [0, 1, 0])
+    assert found["auc"] == 1
+
+
+def test_a_nan_score_is_not_ranked():
+    assert np.isnan(evaluated([[0, 1], [np.nan, 0], [1, 0]], [1, 1, 0])["auc"])
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_without_both_classes_there_is_no_auc(label):
+    assert "auc" not in evaluated(STUDENT[:9, :2], [label] * 9)
 
 
 def test_of_equal_logits_the_first_classes_come_first():

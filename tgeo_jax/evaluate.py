@@ -88,18 +88,19 @@ class Evaluator:
 
     def metrics(
         self, variables: Variables, split: Batch | Sweep, teacher_logits_NxK: Any = None
-    ) -> dict[str, metrics.Mean]:
+    ) -> metrics.Metrics:
         """Sums over the split, [seeds] or scalar.
 
         `accuracy` and, with more than five classes, `top5_accuracy` in [0, 1]; `cross_entropy`
-        (the negative log-likelihood) in nats; `calibration` for the expected calibration error;
-        with a (frozen) teacher's logits `teacher_agreement`, how often both have the same top
-        class, and `teacher_kl`, KL(teacher || student) at temperature 1 in nats. See
-        `metrics.of_logits`.
+        (the negative log-likelihood, or log-loss) in nats; `calibration` for the expected
+        calibration error; `confusion` for macro F1 and recalls, unless there are many classes;
+        with two classes the scores for `auc`; with a (frozen) teacher's logits
+        `teacher_agreement`, how often both have the same top class, and `teacher_kl`,
+        KL(teacher || student) at temperature 1 in nats. See `metrics.of_logits`.
 
         The result is still on the device: nothing waits for it here.
         """
-        found: list[dict[str, metrics.Mean]] = []
+        found: list[metrics.Metrics] = []
         for start, (images, labels, is_real) in self._batches(split):
             told = None
             if teacher_logits_NxK is not None:
@@ -107,7 +108,7 @@ class Evaluator:
                 missing = labels.shape[0] - told.shape[0]
                 told = jnp.pad(told, ((0, missing), (0, 0))) if missing else told
             found.append(self._sums(variables, Batch(images, labels), is_real, told))
-        return jax.tree.map(lambda *values: sum(values[1:], values[0]), *found)
+        return metrics.add_up(found)
 
     def logits(self, variables: Variables, split: Batch | Sweep) -> np.ndarray:
         """Logits of every example, [N, K] or [seeds, N, K]; an unreadable one's are of a blank."""
@@ -170,7 +171,7 @@ def _length(split: Any) -> int:
 def _batch_sums(predict: Predict) -> Callable:
     def sums(
         variables: Variables, batch: Batch, is_real_B: Array, teacher_logits_BxK: Array | None
-    ) -> dict[str, metrics.Mean]:
+    ) -> metrics.Metrics:
         logits_BxK = predict(variables, batch.images_BxHxWxC)
         return metrics.of_logits(logits_BxK, batch.labels_B, is_real_B, teacher_logits_BxK)
 

@@ -1,19 +1,25 @@
-"""Metrics as (sum, count) pairs, so that they add up exactly over steps, batches and devices."""
+"""Metrics as (sum, count) pairs, so that they add up exactly over steps, batches and devices.
+
+What no sum can tell, the area under the ROC curve, comes from all scores instead (`Scores`).
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from tgeo_jax import fusion, geometry, losses, numeric, roles
+from tgeo_jax import classification, fusion, geometry, losses, numeric, roles
 
 Array = jax.Array
 CALIBRATION_BINS = 15
 RATIO_BINS = 50  # over [0, 1]; quantiles of the ratio are therefore good to 0.02
+MOST_CONFUSED = 100  # classes up to which a confusion matrix is counted
+MOST_RECALLS = 20  # classes up to which each one's recall is a metric of its own
 
 
 class Mean(struct.PyTreeNode):
@@ -21,6 +27,21 @@ class Mean(struct.PyTreeNode):
 
     total: Array
     count: Array
+
+
+class Scores(struct.PyTreeNode):
+    """Scores of a binary task, batch by batch: their ranks over a whole split are wanted.
+
+    Each field holds an array for each batch, [B] or with leading axes: the log-odds of class 1,
+    whether that is the label, and whether the example counts.
+    """
+
+    scores: tuple[Array, ...]
+    is_positive: tuple[Array, ...]
+    is_real: tuple[Array, ...]
+
+
+Metrics = dict[str, Any]  # Means, and `Scores` as "auc"
 
 
 def mean(values_B: Array, where_B: Array | None = None) -> Mean:
@@ -102,7 +123,7 @@ def of_logits(
     labels_B: Array,
     is_real_B: Array,
     teacher_logits_BxK: Array | None = None,
-) -> dict[str, Mean]:
+) -> Metrics:
     """What is measured of predictions in evaluation.
 
     Args:
@@ -112,9 +133,12 @@ def of_logits(
         teacher_logits_BxK: the teacher's on the same images, if there is one.
 
     Returns:
-        `accuracy`, `cross_entropy`, `calibration` (the sum of `confidence - right` in each of
-        `CALIBRATION_BINS` bins of confidence, from which `summarise` makes `ece`), with K > 5
-        `top5_accuracy`, and with a teacher's logits `teacher_agreement` and
+        `accuracy`; `cross_entropy` in nats, which is also called log-loss; `calibration` (the sum
+        of `confidence - right` in each of `CALIBRATION_BINS` bins of confidence, from which
+        `summarise` makes `ece`); with K <= `MOST_CONFUSED` `confusion`, whose total is [K, K]
+        counts in integers: row the label, column the top class; with K = 2 `auc`, the `Scores` by
+        log-odds logit_1 - logit_0, which round to fewer ties than probabilities; with K > 5
+        `top5_accuracy`; and with a teacher's logits `teacher_agreement` and
         `teacher_kl` = KL(teacher || student) at temperature 1.
 
     References:
@@ -132,7 +156,7 @@ def of_logits(
     confidence_B = jnp.exp(jnp.max(jax.nn.log_softmax(logits_BxK), axis=-1))
     bin_B = jnp.clip((confidence_B * CALIBRATION_BINS).astype(jnp.int32), 0, CALIBRATION_BINS - 1)
     gap_B = jnp.where(is_real_B, confidence_B - right_B, 0)
-    found = {
+    found: Metrics = {
         "accuracy": mean(right_B, is_real_B),
         "cross_entropy": mean(losses.cross_entropy(logits_BxK, labels_B), is_real_B),
         "calibration": Mean(
@@ -140,7 +164,17 @@ def of_logits(
             jnp.sum(is_real_B.astype(jnp.float32)),
         ),
     }
-    if logits_BxK.shape[-1] > 5:
+    num_classes = logits_BxK.shape[-1]
+    if num_classes <= MOST_CONFUSED:
+        counts = jnp.zeros((num_classes, num_classes), jnp.int32)
+        found["confusion"] = Mean(
+            counts.at[labels_B, top_B].add(is_real_B.astype(jnp.int32)),
+            jnp.sum(is_real_B.astype(jnp.int32)),
+        )
+    if num_classes == 2:
+        odds_B = logits_BxK[:, 1] - logits_BxK[:, 0]
+        found["auc"] = Scores((odds_B,), (labels_B == 1,), (is_real_B,))
+    if num_classes > 5:
         own_B = jnp.take_along_axis(logits_BxK, labels_B[:, None], axis=-1)
         # As in a stable sort: equal logits in the order of their indices; what is NaN is last.
         later = jnp.arange(logits_BxK.shape[-1])[None, :] >= labels_B[:, None]
@@ -192,14 +226,40 @@ def ratio_metrics(ratio_B: Array, teacher_right_B: Array, st_edge_B: Array) -> d
     }
 
 
-def summarise(sums: dict[str, Mean]) -> dict[str, float]:
+def add_up(batches: Sequence[Metrics]) -> Metrics:
+    """The metrics of several batches together.
+
+    Args:
+        batches: of each the same metrics.
+
+    Returns:
+        Sums of totals and counts; scores side by side.
+
+    Examples:
+        >>> one = {"accuracy": mean(jnp.array([True, False, True]))}
+        >>> print(add_up([one, one])["accuracy"].count)
+        6.0
+    """
+
+    def of_all(*found: Any) -> Any:
+        if isinstance(found[0], Scores):
+            fields = ("scores", "is_positive", "is_real")
+            return Scores(*(sum((getattr(one, name) for one in found), ()) for name in fields))
+        return jax.tree.map(lambda *values: sum(values[1:], values[0]), *found)
+
+    return {name: of_all(*(batch[name] for batch in batches)) for name in batches[0]}
+
+
+def summarise(sums: Metrics) -> dict[str, float]:
     """Numbers to log from summed metrics; what was never measured is left out.
 
     `ratio_variance` becomes `ratio_std`, `ratio_histogram` the quantiles `ratio_q05`, `ratio_q50`
-    and `ratio_q95` (interpolated within a bin), `calibration` the expected calibration error `ece`.
+    and `ratio_q95` (interpolated within a bin), `calibration` the expected calibration error `ece`,
+    `confusion` becomes `macro_f1` and with K <= `MOST_RECALLS` `recall_0`, `recall_1`, ..., and the
+    scores in `auc` the area under the ROC curve, unless one of the two classes is missing.
 
     Args:
-        sums: named `Mean`s of NumPy scalars (the histogram's total is an array).
+        sums: named metrics of one seed, in NumPy.
 
     Returns:
         Plain floats by name.
@@ -210,6 +270,10 @@ def summarise(sums: dict[str, Mean]) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for name, summed in sums.items():
+        if isinstance(summed, Scores):
+            area = _area(summed)
+            found |= {} if area is None else {name: area}
+            continue
         total, count = summed.total, summed.count
         if not count > 0:
             continue
@@ -220,11 +284,23 @@ def summarise(sums: dict[str, Mean]) -> dict[str, float]:
                 )
         elif name == "calibration":
             found["ece"] = float(np.abs(np.asarray(total)).sum() / count)
+        elif name == "confusion":
+            found["macro_f1"] = classification.macro_f1(total)
+            if len(total) <= MOST_RECALLS:
+                recalls = classification.recall(total).tolist()
+                found |= {f"recall_{label}": value for label, value in enumerate(recalls)}
         elif name == "ratio_variance":
             found["ratio_std"] = float(np.sqrt(total / count))
         else:
             found[name] = float(total / count)
     return found
+
+
+def _area(found: Scores) -> float | None:
+    is_real_N = np.concatenate(found.is_real)
+    # Padding may hold anything.
+    scores_N = np.concatenate(found.scores)[is_real_N]
+    return classification.auc(scores_N, np.concatenate(found.is_positive)[is_real_N])
 
 
 def histogram_quantile(counts: np.ndarray, quantile: float) -> float:
