@@ -98,7 +98,14 @@ def _tell(folder: Workdir, result: dict, finished_before: bool) -> None:
 
     if finished_before:
         print(f"{folder.path} is finished; nothing to do.")
-    print(report.text_table({folder.path.name: result}))
+    results = {folder.path.name: result}
+    print(report.text_table(results))
+    if measured := report.figures_table(results):
+        print(f"\n{measured}")
+    if result.get("stopped_early"):
+        print(
+            f"Stopped after epoch {result['epochs']}: no better one in train.patience evaluations"
+        )
     corrupt = result.get("dataset", {}).get("corrupt", [])
     if corrupt:
         print(f"{len(corrupt)} corrupt images skipped: {', '.join(corrupt)}")

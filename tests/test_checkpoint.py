@@ -3,6 +3,7 @@ import re
 import subprocess
 import sys
 
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,6 +101,19 @@ def test_a_teacher_that_trains_along_and_the_anchor_come_back_bit_for_bit(tmp_pa
     network = checkpoint.load_network(tmp_path, "last", seed_index=1)
     student = np.asarray(params(1.0)["Dense_0"]["kernel"])[1]
     assert network["params"]["Dense_0"]["kernel"].tobytes() == student.tobytes()
+
+
+def test_a_checkpoint_of_before_there_was_a_choice_of_figure_comes_back(tmp_path):
+    """Its accuracy is the score of today."""
+    state, best = state_and_best()
+    older = flax.serialization.to_state_dict(best)
+    older["validation_accuracy"] = older.pop("validation_score")
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(12, state, older)
+    checkpoints.close()
+    found = restored(tmp_path, (blank(state), blank(best)))
+    assert jax.tree.structure(found) == jax.tree.structure((state, best))
+    assert bits(found) == bits((state, best))
 
 
 def test_arrays_may_be_overwritten_once_save_returns(tmp_path):

@@ -60,6 +60,8 @@ BAD = {
     "train.steps_per_dispatch": 0,
     "train.eval_every": 0,
     "train.checkpoint_every": 0,
+    "train.select_by": "zzz",
+    "train.patience": -1,
     "mesh.seed": 0,
     "mesh.model": 0,
     "mesh.replicas": -1,
@@ -85,6 +87,8 @@ FIX = {
     "optimizer.drop_epochs": "increase",
     "meta.optimizer.schedule": "constant, step, cosine",
     "generation": "integer >= 0",
+    "train.select_by": "accuracy, macro_f1, auc, cross_entropy",
+    "train.patience": "integer >= 0",
 }
 
 

@@ -141,7 +141,7 @@ def result(records, *, seeds=(0,), eval_every=1, teacher=None) -> dict:
     """Of a run that left these records."""
     data = types.SimpleNamespace(
         digest=lambda: "0" * 64, corrupt=(), mean=(0.3,), std=(0.4,),
-        train=range(5), validation=range(3), test=range(2),
+        train=range(5), validation=range(3), test=range(2), extra={},
     )  # fmt: skip
     config = configs.default()
     config.train.update(epochs=records[-1]["epoch"], eval_every=eval_every)
@@ -249,7 +249,8 @@ def test_each_seed_has_what_was_measured_of_it(taught, which):
         assert own["seed"] == seed
         assert set(own[which]) == {
             "step", "epoch", "validation/accuracy", "test/accuracy", "test/top5_accuracy",
-            "test/cross_entropy", "test/ece", "test/teacher_agreement", "test/teacher_kl",
+            "test/macro_f1", "test/cross_entropy", "test/ece", "test/teacher_agreement",
+            "test/teacher_kl",
         }  # fmt: skip
         step = own[which]["step"]
         (logged,) = [r for r in records if r["seed"] == seed and r["step"] == step]

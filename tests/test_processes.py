@@ -62,6 +62,27 @@ def test_several_processes_train_what_one_does(
     assert result["device"] == f"{processes * devices} x cpu"
 
 
+def test_processes_stop_early_together(digits_dir, tmp_path):
+    """At the epoch that the records say, which only the first of them writes."""
+    run = tmp_path / "run"
+    arguments = (
+        *several.SMALL, f"--workdir={run}", "--config.train.epochs=60", "--config.train.patience=2",
+        "--config.train.select_by=cross_entropy", "--config.optimizer.learning_rate=0.5",
+    )  # fmt: skip
+    done = several.finish(several.start(2, digits_dir, *arguments))
+    assert [code for code, _ in done] == [0, 0], done
+    best: dict[int, float] = {}
+    last_new = 0.0
+    for record in _records(run):
+        if record["validation/cross_entropy"] < best.get(record["seed"], np.inf):
+            best[record["seed"]] = record["validation/cross_entropy"]
+            last_new = record["epoch"]
+    result = json.loads((run / "result.json").read_text())
+    assert result["stopped_early"]
+    assert result["epochs"] == _records(run)[-1]["epoch"] == last_new + 2
+    assert "Stopped after epoch" in done[0][1]
+
+
 _NORMALISATION = ("--config.data.mean=(0.3,)", "--config.data.std=(0.37,)")  # streams need it
 _KINDS = {
     "a teacher in parts": ("tgeo", "--config.mesh.model=2", "--config.teacher.which=best"),

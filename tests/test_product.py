@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from tgeo_jax import distill, losses, models, ratios, roles
 from tgeo_jax.state import Teacher
 
 K = methods.NUM_CLASSES
-NETWORK = models.build("mlp", K, hidden=())
+NETWORKS = {classes: models.build("mlp", classes, hidden=()) for classes in (K, 2)}
 
 
 def _several(network, combine: str) -> roles.Role:
@@ -43,11 +44,14 @@ PLAIN = {name: losses.soft_loss(name) for name in losses.SOFT_LOSSES}
 LOSSES = PLAIN | {"kl+dist": losses.weighted_sum([PLAIN["kl"], PLAIN["dist"]], (1.0, 0.5))}
 
 
-def _method(loss="kl", ratio="constant", role="frozen", **changes) -> distill.Distillation:
+def _method(
+    loss="kl", ratio="constant", role="frozen", classes=K, **changes
+) -> distill.Distillation:
     clean_view = methods.method().clean_view
     fields = {
-        "student": NETWORK,
-        "role": ROLES[role](NETWORK),
+        "student": NETWORKS[classes],
+        "num_classes": classes,
+        "role": ROLES[role](NETWORKS[classes]),
         "soft_loss": LOSSES[loss],
         "ratio": ratios.RATIOS[ratio](),
         "optimizer": optax.sgd(methods.RATE),
@@ -57,37 +61,41 @@ def _method(loss="kl", ratio="constant", role="frozen", **changes) -> distill.Di
 
 
 @functools.cache
-def _variables(seed: int):
+def _variables(seed: int, classes: int = K):
     """Of one network; larger than at initialisation, so that predictions differ."""
-    variables = NETWORK.init(jax.random.key(seed), jnp.zeros((1, 5, 5, 1)))
+    variables = NETWORKS[classes].init(jax.random.key(seed), jnp.zeros((1, 5, 5, 1)))
     return jax.tree.map(lambda leaf: 3 * leaf, variables)
 
 
 @functools.cache
-def _start(ratio: str, role: str):
+def _start(ratio: str, role: str, classes: int = K):
     """The same for every soft loss."""
     images = methods.examples(1).images_BxHxWxC
-    return distill.init_state(_method("kl", ratio, role), 0, images, anchor=_variables(3))
+    method = _method("kl", ratio, role, classes)
+    return distill.init_state(method, 0, images, anchor=_variables(3, classes))
 
 
 @functools.cache
-def _teacher(role: str) -> Teacher:
-    means = jnp.eye(K) * 0.6 + 0.1
+def _teacher(role: str, classes: int = K) -> Teacher:
+    means = jnp.eye(classes) * 0.6 + 0.4 / classes
     if role.startswith("several"):
-        both = {f"models_{n}": _variables(n)["params"] for n in (1, 2)}
+        both = {f"models_{n}": _variables(n, classes)["params"] for n in (1, 2)}
         both = {"models_0": both["models_1"], "models_1": both["models_2"]}
         each = role.endswith("each")
         return Teacher({"params": both}, jnp.stack([means, means.T]) if each else means)
     online = role in ("alone", "dml", "trikd")
-    return Teacher(None, None) if online else Teacher(_variables(1), means)
+    return Teacher(None, None) if online else Teacher(_variables(1, classes), means)
 
 
 @functools.cache
-def _batch(role: str, size: int, seed: int):
+def _batch(role: str, size: int, seed: int, classes: int = K):
     batch = methods.examples(size, seed)
+    batch = batch._replace(labels_B=batch.labels_B % classes)
     if role != "cached":
         return batch
-    logits = NETWORK.apply(_variables(1), _method().clean_view(batch.images_BxHxWxC))
+    logits = NETWORKS[classes].apply(
+        _variables(1, classes), _method().clean_view(batch.images_BxHxWxC)
+    )
     return batch._replace(ids_B=jnp.arange(size), teacher_logits_BxVxK=logits[:, None])
 
 
@@ -129,6 +137,21 @@ def test_every_ratio_takes_two_steps(loss, role):
         try:
             method, start = _method(loss, ratio, role), _start(ratio, role)
             _check(role, ratio, start, *_two_steps(method, _teacher(role), start, batches))
+        except Exception as error:
+            error.add_note(f"with soft loss {loss!r}, ratio {ratio!r} and role {role!r}")
+            raise
+
+
+@pytest.mark.parametrize("loss", [name for name in LOSSES if name != "dkd"])
+def test_two_classes_take_two_steps_by_every_loss_with_every_ratio(loss):
+    """Every role takes its turn: each meets five pairs of them, dkd has a test of its own below."""
+    roles_in_turn = itertools.cycle(name for name in ROLES if name != "alone")
+    turns = itertools.islice(roles_in_turn, 3 * list(LOSSES).index(loss), None)
+    for ratio, role in zip(ratios.RATIOS, turns, strict=False):
+        batches = [(_batch(role, 8, seed, 2), _batch(role, 6, seed + 2, 2)) for seed in (0, 1)]
+        try:
+            method, start = _method(loss, ratio, role, 2), _start(ratio, role, 2)
+            _check(role, ratio, start, *_two_steps(method, _teacher(role, 2), start, batches))
         except Exception as error:
             error.add_note(f"with soft loss {loss!r}, ratio {ratio!r} and role {role!r}")
             raise

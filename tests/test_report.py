@@ -137,3 +137,66 @@ def test_accuracy_lines_are_means_over_seeds(finished):
     epochs, means = axes.lines[0].get_data()
     np.testing.assert_array_equal(epochs, [1, 2, 3])
     np.testing.assert_allclose(means, [61, 71, 81])
+
+
+def _measured(**others) -> dict:
+    """A result of two seeds whose epoch was chosen by AUC."""
+    figures = {
+        "validation/auc": {"mean": 0.99, "std": 0.0},
+        "test/accuracy": {"mean": 0.81, "std": 0.0141},
+        "test/auc": {"mean": 0.91237, "std": 0.00125},
+        "test/cross_entropy": {"mean": 0.4, "std": None},
+        "test_hard/accuracy": {"mean": 0.6, "std": 0.1},
+    }
+    best = figures | {"test/auc": {"mean": 0.92, "std": 0.003}}
+    accuracy = figures["test/accuracy"]
+    return {
+        "per_seed": [{"seed": 0}, {"seed": 1}], "seconds": 1.6, "select_by": "auc",
+        "test_accuracy": {"last": accuracy, "best_by_validation": accuracy},
+        "figures": {"last": figures, "best_by_validation": best}, **others,
+    }  # fmt: skip
+
+
+def test_the_figure_that_chose_the_epoch_stands_beside_the_accuracy():
+    lines = report.text_table({"kd": _measured()}).splitlines()
+    heads, cells = (re.split(" {2,}", line) for line in lines)
+    assert heads[2:] == [
+        "test accuracy, last", "best by validation", "test AUC, last", "test AUC, best", "seconds"
+    ]  # fmt: skip
+    assert cells[2:] == ["81.00 ± 1.41"] * 2 + ["0.9124 ± 0.0013", "0.9200 ± 0.0030", "2"]
+
+
+def test_a_run_that_measured_no_such_figure_says_so_with_a_dash(finished):
+    results = {"kd": _measured(), "old": finished.result()}
+    assert report.text_table(results).splitlines()[2].split()[-3:] == [report.NONE] * 2 + ["2"]
+
+
+def test_what_else_was_measured_is_a_table_of_its_own():
+    rows = [line.split() for line in report.figures_table({"kd": _measured()}).splitlines()]
+    assert rows[1:] == [
+        ["kd", "AUC", "0.9124", "±", "0.0013", "0.9200", "±", "0.0030"],
+        ["kd", "log-loss", "0.4000", "0.4000"],
+        ["kd", "test_hard", "accuracy", "0.6000", "±", "0.1000", "0.6000", "±", "0.1000"],
+    ]
+
+
+def test_results_of_older_versions_have_no_further_table(finished):
+    assert report.figures_table({"old": finished.result()}) == ""
+
+
+def test_a_confusion_matrix_shows_shares_of_each_class_over_all_seeds(finished):
+    counts = [[[2, 2], [0, 1]], [[2, 0], [1, 0]]]  # of two seeds: [[4, 2], [1, 1]]
+    result = {**finished.result(), "confusion": {"last": {"test": counts}}}
+    finished.write_result(result)
+    report.write({"tgeo": finished}, finished.report)
+    assert (finished.report / "figures" / "confusion_test_tgeo.png").exists()
+    (total,) = report._confusions(finished).values()
+    (axes,) = report._confusion(total).axes
+    np.testing.assert_allclose(axes.images[0].get_array(), [[400 / 6, 200 / 6], [50, 50]])
+    assert [text.get_text() for text in axes.texts] == ["67", "33", "50", "50"]
+
+
+def test_a_confusion_matrix_of_many_classes_is_not_drawn(finished):
+    counts = np.ones((1, 21, 21), int).tolist()
+    finished.write_result({**finished.result(), "confusion": {"last": {"test": counts}}})
+    assert report._confusions(finished) == {}

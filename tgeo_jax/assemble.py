@@ -13,7 +13,17 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tgeo_jax import choices, distill, losses, memory, models, optimizers, parallel, teachers
+from tgeo_jax import (
+    choices,
+    distill,
+    losses,
+    memory,
+    models,
+    optimizers,
+    parallel,
+    selection,
+    teachers,
+)
 from tgeo_jax import config as configs
 from tgeo_jax.data import sources, streaming, views, workers
 from tgeo_jax.errors import ConfigError, DataError
@@ -77,6 +87,8 @@ def assemble(config: ConfigDict, *, anchor_comes_later: bool = False) -> Run:
     replicas = config.mesh.replicas or parallel.batch_parts(mesh)
     dataset = _dataset(config)
     _check_images(config, dataset)
+    known = None if isinstance(dataset, streaming.StreamedDataset) else dataset.validation.labels
+    selection.check(config.train.select_by, known, dataset.num_classes)
     _check_batch(mesh, "data.batch_size", config.data.batch_size, replicas, dataset.train)
     steps_per_epoch = len(dataset.train) // config.data.batch_size
     _check_steps(config, steps_per_epoch)
@@ -261,8 +273,9 @@ def _check_images(config: ConfigDict, dataset: Dataset) -> None:
         )
     if isinstance(dataset, streaming.StreamedDataset):
         return  # their pixels are bytes
-    for split_name in ("train", "validation", "test"):
-        images = getattr(dataset, split_name).images
+    splits = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
+    for split_name, split in {**splits, **dataset.extra}.items():
+        images = split.images
         if images.dtype != np.uint8 and not np.isfinite(images).all():
             first = int(np.argmin(np.isfinite(images).reshape(len(images), -1).all(1)))
             raise DataError(

@@ -27,7 +27,7 @@ class Checkpoints:
     """The checkpoints of one run.
 
     A checkpoint is one atomic unit with two items: `state`, everything training goes on from, and
-    `best`, for every seed what it was at its best validation accuracy.
+    `best`, for every seed what it was when validation was best.
     """
 
     def __init__(self, directory: storage.Path):
@@ -107,7 +107,7 @@ class Checkpoints:
     def _newest_readable(self, abstract: PyTree) -> PyTree:
         if jax.process_count() > 1:
             self._check_alone(abstract)
-            return self._checkpointer.load_checkpointables(max(self._steps()), abstract)
+            return _loaded(storage.absolute(self._directory) / str(max(self._steps())), abstract)
         step, found = _first_readable(self._directory, self._own_steps(), abstract, abstract)
         self._put_aside_newer_than(step)
         return found
@@ -193,7 +193,7 @@ def _first_readable(
     for step in sorted(steps, reverse=True):
         path = storage.absolute(directory) / str(step)
         try:
-            return step, ocp.load_checkpointables(path, targets)
+            return step, _loaded(path, targets)
         except Exception as error:  # whatever Orbax, TensorStore or a file system says
             _check_architecture(path, abstract)
             damaged[step] = error
@@ -203,6 +203,18 @@ def _first_readable(
         f"{names}: no checkpoint can be read ({reason}); restore them from a copy, or move the "
         "folder away to begin again"
     )
+
+
+def _loaded(path: storage.Path, targets: PyTree) -> PyTree:
+    saved: Any = ocp.checkpointables_metadata(path).metadata
+    wanted, was_called = dict(targets["best"]), "validation_accuracy"
+    is_older = was_called in saved["best"]  # of a version that knew no other figure
+    if is_older:
+        wanted[was_called] = wanted.pop("validation_score")
+    found = dict(ocp.load_checkpointables(path, {**targets, "best": wanted}))
+    if is_older:
+        found["best"]["validation_score"] = found["best"].pop(was_called)
+    return found
 
 
 def _check_architecture(path: storage.Path, abstract: PyTree) -> None:
@@ -248,7 +260,7 @@ def load_network(directory: storage.Path, which: str, seed_index: int = 0) -> Py
 
     Args:
         directory: the checkpoints folder of the run that trained it.
-        which: `last` or `best` (by validation accuracy).
+        which: `last` or `best` (by validation).
         seed_index: which of the run's seeds.
 
     Returns:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import scipy.stats
+
+NAMES = {  # of what else is measured of a test split
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "auc": "AUC",
+    "cross_entropy": "log-loss",
+    "ece": "calibration error",
+}
 
 
 def paired(a: list[float], b: list[float]) -> tuple[float, float]:
@@ -43,7 +51,10 @@ def paired(a: list[float], b: list[float]) -> tuple[float, float]:
 
 
 def table(
-    results: Mapping[str, dict[str, Any]], axes: Mapping[str, tuple[str, ...]], baseline: str
+    results: Mapping[str, dict[str, Any]],
+    axes: Mapping[str, tuple[str, ...]],
+    baseline: str,
+    figures: Sequence[str] = (),
 ) -> str:
     """The Markdown table of several methods' results.
 
@@ -51,11 +62,16 @@ def table(
         results: by name, as in result.json.
         axes: by name, what each chose: loss, ratio, role.
         baseline: name of the method that the others are compared with, seed by seed.
+        figures: what to show besides, such as `test/auc` or `test_hard/macro_f1`.
 
     Returns:
         A table: test accuracy in percent, mean ± sample standard deviation over the seeds, after
         the last epoch and at the best validation accuracy; and the difference from the baseline
-        after the last epoch, with the p-value of the paired t-test.
+        after the last epoch, with the p-value of the paired t-test. Then each of the figures, at
+        the epoch that validation chose, also against the baseline.
+
+    Raises:
+        ValueError: a figure that a run did not measure.
 
     Examples:
         >>> def result(*values):
@@ -67,8 +83,17 @@ def table(
         >>> print(table(both, {name: ("kl", "x", "frozen") for name in both}, "kd").splitlines()[3])
         | new | kl | x | frozen | 89.00 ± 1.00 | 89.00 ± 1.00 | +4.00 (p = 0.16) | 10 |
     """
-    header = ("method", "loss", "ratio", "role", "last epoch", "best by validation")
-    rows: list[tuple[str, ...]] = [(*header, f"last, against {baseline}", "seconds"), ("---",) * 8]
+    header: tuple[str, ...] = (
+        "method",
+        "loss",
+        "ratio",
+        "role",
+        "last epoch",
+        "best by validation",
+    )
+    shown = tuple(f"{named(figure)}, best by validation" for figure in figures)
+    header = (*header, f"last, against {baseline}", *shown, "seconds")
+    rows: list[tuple[str, ...]] = [header, ("---",) * len(header)]
     reference = _last(results[baseline])
     for name, result in results.items():
         against = "" if name == baseline else _told(paired(_last(result), reference))
@@ -80,10 +105,33 @@ def table(
                 percent(accuracy["last"]),
                 percent(accuracy["best_by_validation"]),
                 against,
+                *(_beside(name, results, baseline, figure) for figure in figures),
                 f"{result['seconds']:.0f}",
             )
         )
     return "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+
+
+def named(figure: str) -> str:
+    """What a figure of a split is called in tables.
+
+    Examples:
+        >>> named("test/auc"), named("test_hard/macro_f1"), named("test/top5_accuracy")
+        ('AUC', 'test_hard macro F1', 'top5_accuracy')
+    """
+    split, _, name = figure.partition("/")
+    return ("" if split == "test" else f"{split} ") + NAMES.get(name, name)
+
+
+def decimal(figure: dict[str, float | None]) -> str:
+    """A figure with its deviation where there is one.
+
+    Examples:
+        >>> decimal({"mean": 0.71239, "std": None}), decimal({"mean": 0.5, "std": 0.01})
+        ('0.7124', '0.5000 ± 0.0100')
+    """
+    mean, std = figure["mean"], figure["std"]
+    return f"{mean:.4f}" + ("" if std is None else f" ± {std:.4f}")
 
 
 def percent(accuracy: dict[str, float | None]) -> str:
@@ -102,9 +150,28 @@ def _last(result: dict[str, Any]) -> list[float]:
     return [seed["last"]["test/accuracy"] for seed in result["per_seed"]]
 
 
+def _beside(name: str, results: Mapping[str, dict[str, Any]], baseline: str, figure: str) -> str:
+    which = "best_by_validation"
+    for each, result in results.items():
+        if figure not in result["figures"][which]:
+            raise ValueError(f"figures: run {each!r} did not measure {figure!r}")
+    shown = decimal(results[name]["figures"][which][figure])
+    if name == baseline:
+        return shown
+    own, reference = (
+        [seed[which][figure] for seed in results[each]["per_seed"]] for each in (name, baseline)
+    )
+    difference, p = paired(own, reference)
+    return f"{shown} ({difference:+.4f}{_surprise(p, ', ')})"
+
+
 def _told(found: tuple[float, float]) -> str:
     difference, p = found
-    said = f"{100 * difference:+.2f}"
+    surprise = _surprise(p)
+    return f"{100 * difference:+.2f}" + (f" ({surprise})" if surprise else "")
+
+
+def _surprise(p: float, before: str = "") -> str:
     if np.isnan(p):
-        return said
-    return f"{said} (p < 0.01)" if p < 0.01 else f"{said} (p = {p:.2f})"
+        return ""
+    return before + ("p < 0.01" if p < 0.01 else f"p = {p:.2f}")

@@ -16,7 +16,17 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from tgeo_jax import bilevel, choices, distill, losses, optimizers, ratios, roles, values
+from tgeo_jax import (
+    bilevel,
+    choices,
+    distill,
+    losses,
+    optimizers,
+    ratios,
+    roles,
+    selection,
+    values,
+)
 from tgeo_jax.errors import ConfigError, nearest
 from tgeo_jax.models.build import MODELS, PRECISIONS, default_options
 
@@ -84,6 +94,8 @@ def default() -> ConfigDict:
                 "steps_per_dispatch": 100,  # steps in one compiled program
                 "eval_every": 1,  # epochs between evaluations, which also log and may save
                 "checkpoint_every": 1,  # evaluations between checkpoints
+                "select_by": "accuracy",  # the validation figure that chooses the best epoch
+                "patience": 0,  # evaluations without a new best after which to stop; 0: never
             },
             "mesh": {
                 "seed": 1,  # devices along the seed axis; the rest share the batch
@@ -303,6 +315,8 @@ _RULES: dict[str, Rule] = {
     "train.steps_per_dispatch": _POSITIVE_INT,
     "train.eval_every": _POSITIVE_INT,
     "train.checkpoint_every": _POSITIVE_INT,
+    "train.select_by": _one_of(selection.FIGURES),
+    "train.patience": _NOT_NEGATIVE_INT,
     "mesh.seed": _POSITIVE_INT,
     "mesh.model": _POSITIVE_INT,
     "mesh.replicas": _NOT_NEGATIVE_INT,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -109,6 +109,17 @@ class Evaluator:
                 told = jnp.pad(told, ((0, missing), (0, 0))) if missing else told
             found.append(self._sums(variables, Batch(images, labels), is_real, told))
         return metrics.add_up(found)
+
+    def confusion(
+        self, variables: Variables, splits: Mapping[str, Batch | Sweep]
+    ) -> dict[str, list]:
+        """Confusion matrices by split, [K, K] or [seeds, K, K] counts; none of many classes.
+
+        Rows are labels, columns top classes.
+        """
+        sums = {name: self.metrics(variables, split) for name, split in splits.items()}
+        counted = {k: found["confusion"].total for k, found in sums.items() if "confusion" in found}
+        return {name: total.tolist() for name, total in parallel.fetch(counted).items()}
 
     def logits(self, variables: Variables, split: Batch | Sweep) -> np.ndarray:
         """Logits of every example, [N, K] or [seeds, N, K]; an unreadable one's are of a blank."""

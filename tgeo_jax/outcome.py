@@ -12,20 +12,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from tgeo_jax import __version__
+from tgeo_jax import __version__, selection
 from tgeo_jax.assemble import Run
 
-_OF_SEED = (
-    "step",
-    "epoch",
-    "validation/accuracy",
-    "test/accuracy",
-    "test/top5_accuracy",
-    "test/cross_entropy",
-    "test/ece",
-    "test/teacher_agreement",
-    "test/teacher_kl",
+_FIGURES = (  # of each test split, where they are measured
+    "accuracy",
+    "top5_accuracy",
+    "macro_f1",
+    "auc",
+    "cross_entropy",
+    "ece",
+    "teacher_agreement",
+    "teacher_kl",
 )
+WHICH = ("last", "best_by_validation")
 
 
 def result(
@@ -34,38 +34,48 @@ def result(
     seeds: tuple[int, ...],
     teacher: dict | None,
     commits: list[str],
+    confusion: dict[str, dict[str, list]] | None = None,
 ) -> dict[str, Any]:
     """Puts a result together.
 
     Args:
         run: what was trained.
-        records: of metrics.jsonl, to the last step.
+        records: of metrics.jsonl, to the last step, which may come early.
         seeds: that were trained.
         teacher: what is known of it, where one taught.
         commits: of the code that trained, more than one if the run was resumed by other code.
+        confusion: of each of `WHICH` by test split, [seeds, K, K] counts, where they are counted:
+            row the label, column the top class.
 
     Returns:
         JSON values. Means are over seeds; `best_by_validation` is, for each seed, at its epoch of
-        best validation accuracy. `commit` holds several hashes joined by "+" where there were some.
+        the best validation figure, which `select_by` names. `steps` and `epochs` are those that
+        were trained. `figures` holds mean and deviation of whatever was measured of the test
+        splits. `commit` holds several hashes joined by "+" where there were some.
     """
-    per_seed = [_of_seed(seed, records) for seed in seeds]
-    devices, dataset = jax.devices(), run.dataset
-    splits = ("train", "validation", "test")
+    select_by, dataset = run.config.train.select_by, run.dataset
+    tests = ("test", *dataset.extra)
+    per_seed = [_of_seed(seed, records, select_by, tests) for seed in seeds]
+    devices, last = jax.devices(), records[-1]
+    splits = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
     return {
-        "steps": run.method.total_steps,
-        "epochs": run.config.train.epochs,
+        "steps": last["step"],
+        "epochs": round(last["epoch"]),
+        "stopped_early": last["step"] < run.method.total_steps,
+        "select_by": select_by,
         "test_accuracy": {
             which: mean_and_std([seed[which]["test/accuracy"] for seed in per_seed])
-            for which in ("last", "best_by_validation")
+            for which in WHICH
         },
+        "figures": {which: _figures([seed[which] for seed in per_seed]) for which in WHICH},
         "per_seed": per_seed,
         "teacher": teacher,
-        "seconds": records[-1]["time/seconds"],
+        "seconds": last["time/seconds"],
         "epoch_seconds": _epoch_seconds([r for r in records if r["seed"] == seeds[0]]),
         "dataset": {
             "name": run.config.data.name,
             "digest": dataset.digest(),
-            **{split: len(getattr(dataset, split)) for split in splits},
+            **{name: len(split) for name, split in {**splits, **dataset.extra}.items()},
             "mean": list(dataset.mean),
             "std": list(dataset.std),
             # Of a stream, what this process met since it started.
@@ -79,6 +89,7 @@ def result(
             "jax": jax.__version__,
             "python": platform.python_version(),
         },
+        **({"confusion": confusion} if confusion else {}),
     }
 
 
@@ -94,14 +105,26 @@ def _epoch_seconds(own: list[dict[str, Any]]) -> list[float]:
     ]
 
 
-def _of_seed(seed: int, records: list[dict[str, Any]]) -> dict[str, Any]:
+def _of_seed(
+    seed: int, records: list[dict[str, Any]], select_by: str, tests: tuple[str, ...]
+) -> dict[str, Any]:
     own = [record for record in records if record["seed"] == seed]
-    best = max(own, key=lambda record: record["validation/accuracy"])  # the first of equals
+    # The first of equals, as in the checkpoint.
+    best = max(own, key=lambda record: selection.score(record, select_by, "validation/"))
+    names = ["step", "epoch", "validation/accuracy"]
+    names += [] if select_by == "accuracy" else [f"validation/{select_by}"]
+    names += [f"{split}/{figure}" for split in tests for figure in _FIGURES]
     return {
         "seed": seed,
-        "last": {name: own[-1][name] for name in _OF_SEED if name in own[-1]},
-        "best_by_validation": {name: best[name] for name in _OF_SEED if name in best},
+        "last": {name: own[-1][name] for name in names if name in own[-1]},
+        "best_by_validation": {name: best[name] for name in names if name in best},
     }
+
+
+def _figures(per_seed: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+    """Mean and deviation over the seeds of what every one of them has."""
+    names = [n for n in per_seed[0] if "/" in n and all(n in own for own in per_seed)]
+    return {name: mean_and_std([own[name] for own in per_seed]) for name in names}
 
 
 def mean_and_std(values: list[float]) -> dict[str, float | None]:

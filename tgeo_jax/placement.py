@@ -26,6 +26,7 @@ class Placed:
     train: Any
     validation: Any
     test: Any
+    extra: dict[str, Any]  # further test splits by name
     feed: feeds.InMemory | feeds.Streamed
 
 
@@ -40,11 +41,12 @@ def data(run: Run, first_seed: int) -> Placed:
     """
     dataset, sharding = run.dataset, parallel.replicated(run.mesh)
     test = feeds.placed(dataset.test, sharding)
+    extra = {name: feeds.placed(split, sharding) for name, split in dataset.extra.items()}
     train, validation = dataset.train, dataset.validation
     if isinstance(dataset, streaming.StreamedDataset):
         seed = of_generation(first_seed, run.config.generation)
         feed = feeds.Streamed(run.config, run.method, dataset, run.mesh, seed)
-        return Placed(train, validation, test, feed)
+        return Placed(train, validation, test, extra, feed)
     splits: tuple[Any, Any] = (train, validation)
     parts = [feeds.placed(split, sharding) for split in splits]
     if run.method.role.cached is not None:
@@ -57,7 +59,7 @@ def data(run: Run, first_seed: int) -> Placed:
             )
             for part, split, logits in zip(parts, splits, found, strict=True)
         ]
-    return Placed(parts[0], parts[1], test, feeds.InMemory(Resident(*parts)))
+    return Placed(parts[0], parts[1], test, extra, feeds.InMemory(Resident(*parts)))
 
 
 def teacher(run: Run) -> teachers.Trained | None:
@@ -92,7 +94,7 @@ def first_state(run: Run, seeds: tuple[int, ...]) -> tuple[TrainState, Best]:
         params=student[0].params,
         batch_stats=student[0].batch_stats,
         fusion=student[1],
-        validation_accuracy=parallel.put(np.full(len(seeds), -1.0, np.float32), by_seed),
+        validation_score=parallel.put(np.full(len(seeds), -np.inf, np.float32), by_seed),
         step=parallel.put(np.zeros(len(seeds), np.int32), by_seed),
     )
     return state, best

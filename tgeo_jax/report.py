@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -13,10 +13,11 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from tgeo_jax import comparison, storage, writers
+from tgeo_jax import comparison, metrics, storage, writers
 from tgeo_jax.errors import DataError
 from tgeo_jax.workdir import Workdir
 
+NONE = "\N{EN DASH}"
 # Okabe and Ito's palette: told apart with any colour vision.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _SITUATIONS = (
@@ -57,12 +58,15 @@ def write(runs: Mapping[str, Workdir], directory: storage.Path, title: str = "")
         data = base64.b64encode(png.getvalue()).decode()
         figures.append({"name": name, "title": heading, "caption": caption, "data": data})
     results = {name: _result(folder) for name, folder in runs.items()}
+    chosen = _choosing(results)
     template = jinja2.Template(
         (resources.files("tgeo_jax") / "templates" / "report.html").read_text(), autoescape=True
     )
     page = template.render(
         title=title or " · ".join(runs),
-        rows=[_row(name, result) for name, result in results.items()],
+        headings=_headings(chosen),
+        rows=[_row(name, result, chosen) for name, result in results.items()],
+        measured=figures_table(results),
         figures=figures,
         runs=[
             {"name": name, "result": results[name], "config": folder.config()}
@@ -77,6 +81,8 @@ def write(runs: Mapping[str, Workdir], directory: storage.Path, title: str = "")
 def text_table(results: Mapping[str, dict[str, Any]]) -> str:
     """Test accuracy in percent, mean ± standard deviation over seeds, and seconds, as plain text.
 
+    Where another figure chose the epoch, that of the test split stands beside the accuracy.
+
     Examples:
         >>> accuracy = {"mean": 0.9, "std": 0.01}
         >>> result = {"seconds": 3.2, "per_seed": [0, 1],
@@ -85,23 +91,77 @@ def text_table(results: Mapping[str, dict[str, Any]]) -> str:
         run  seeds  test accuracy, last  best by validation  seconds
         kd       2         90.00 ± 1.00        90.00 ± 1.00        3
     """
-    header = ("run", "seeds", "test accuracy, last", "best by validation", "seconds")
-    rows = [header, *(_row(name, result) for name, result in results.items())]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(header))]
+    chosen = _choosing(results)
+    accuracies = ("test accuracy, last", "best by validation")
+    rows = [_row(name, result, chosen) for name, result in results.items()]
+    return _aligned([("run", "seeds", *accuracies, *_headings(chosen), "seconds"), *rows], 1)
+
+
+def figures_table(results: Mapping[str, dict[str, Any]]) -> str:
+    """What else was measured of the test splits: F1, AUC, log-loss, as plain text.
+
+    Args:
+        results: by name, as in result.json.
+
+    Returns:
+        Mean ± standard deviation over seeds, after the last epoch and at the one that validation
+        chose; empty where older versions trained, which kept none of this.
+
+    Examples:
+        >>> auc = {"test/auc": {"mean": 0.91, "std": None}}
+        >>> print(figures_table({"kd": {"figures": {"last": auc, "best_by_validation": auc}}}))
+        run  figure    last  best by validation
+        kd   AUC     0.9100              0.9100
+    """
+    rows: list[tuple[str, ...]] = [("run", "figure", "last", "best by validation")]
+    for name, result in results.items():
+        found = result.get("figures", {"last": {}})
+        for figure in found["last"]:
+            split, _, measured = figure.partition("/")
+            is_new = measured != "accuracy" or split != "test"
+            if split == "validation" or measured not in comparison.NAMES or not is_new:
+                continue
+            values = [comparison.decimal(found[w][figure]) for w in ("last", "best_by_validation")]
+            rows.append((name, comparison.named(figure), *values))
+    return _aligned(rows, 2) if len(rows) > 1 else ""
+
+
+def _aligned(rows: Sequence[Sequence[str]], texts: int) -> str:
+    """Columns of equal width, the first ones flush left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
-        numbers = [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join([row[0].ljust(widths[0]), *numbers]))
+        cells = [
+            cell.ljust(width) if index < texts else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells))
     return "\n".join(lines)
 
 
-def _row(name: str, result: dict[str, Any]) -> tuple[str, str, str, str, str]:
+def _choosing(results: Mapping[str, dict[str, Any]]) -> list[str]:
+    """The figures besides accuracy that chose epochs."""
+    names = (result.get("select_by", "accuracy") for result in results.values())
+    return [name for name in dict.fromkeys(names) if name != "accuracy"]
+
+
+def _headings(chosen: Sequence[str]) -> list[str]:
+    return [f"test {comparison.NAMES[n]}, {which}" for n in chosen for which in ("last", "best")]
+
+
+def _row(name: str, result: dict[str, Any], chosen: Sequence[str]) -> tuple[str, ...]:
     accuracy = result["test_accuracy"]
+    figures = [
+        result.get("figures", {}).get(which, {}).get(f"test/{figure}")
+        for figure in chosen
+        for which in ("last", "best_by_validation")
+    ]
     return (
         name,
         str(len(result["per_seed"])),
         comparison.percent(accuracy["last"]),
         comparison.percent(accuracy["best_by_validation"]),
+        *(NONE if found is None else comparison.decimal(found) for found in figures),
         f"{result['seconds']:.0f}",
     )
 
@@ -123,9 +183,17 @@ def _figures(runs: Mapping[str, Workdir]) -> Iterator[tuple[str, str, str, Figur
             _accuracy(runs),
         )
         for run, folder in runs.items():
+            slug = "".join(c if c.isalnum() else "_" for c in run.lower())
+            for split, counts in _confusions(folder).items():
+                yield (
+                    f"confusion_{split}_{slug}",
+                    f"{run}: what is taken for what, {split} split",
+                    "After the last epoch, all seeds together: share of each class's examples "
+                    "(row) by predicted class (column), in percent. The diagonal is the recall.",
+                    _confusion(counts),
+                )
             if not _learned_ratio(folder):
                 continue
-            slug = "".join(c if c.isalnum() else "_" for c in run.lower())
             yield (
                 f"situations_{slug}",
                 f"{run}: the ratio in four situations",
@@ -147,6 +215,13 @@ def _figures(runs: Mapping[str, Workdir]) -> Iterator[tuple[str, str, str, Figur
                 "First seed. Under each picture: the label, what the teacher says, and the ratio.",
                 _extremes(arrays),
             )
+
+
+def _confusions(folder: Workdir) -> dict[str, np.ndarray]:
+    """Counts by test split, summed over seeds; of few classes, whose names and numbers fit."""
+    counted = _result(folder).get("confusion", {}).get("last", {})
+    found = {split: np.sum(counts, axis=0) for split, counts in counted.items()}
+    return {k: total for k, total in found.items() if len(total) <= metrics.MOST_RECALLS}
 
 
 def _learned_ratio(folder: Workdir) -> bool:
@@ -172,6 +247,26 @@ def _accuracy(runs: Mapping[str, Workdir]) -> Figure:
         _band(axes, folder, "test/accuracy", name, colour, "-", percent=True)
     axes.set(xlabel="epoch", ylabel="test accuracy (%)")
     axes.legend()
+    return figure
+
+
+def _confusion(counts_KxK: np.ndarray) -> Figure:
+    totals_Kx1 = counts_KxK.sum(axis=1, keepdims=True)
+    shares_KxK = 100 * counts_KxK / np.maximum(totals_Kx1, 1)
+    num_classes = len(counts_KxK)
+    side = 2 + 0.42 * num_classes
+    figure = Figure(figsize=(side, side))
+    axes = figure.subplots()
+    axes.imshow(shares_KxK, cmap="Blues", vmin=0, vmax=100)
+    for (row, column), share in np.ndenumerate(shares_KxK):
+        if counts_KxK[row, column]:
+            colour = "white" if share > 50 else "black"
+            axes.text(
+                column, row, f"{share:.0f}", ha="center", va="center", color=colour, fontsize=8
+            )
+    axes.set(xlabel="predicted class", ylabel="class")
+    axes.set(xticks=range(num_classes), yticks=range(num_classes))
+    axes.grid(visible=False)
     return figure
 
 

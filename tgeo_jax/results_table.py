@@ -12,6 +12,8 @@ from tgeo_jax.ledger import METHODS, Record
 
 NONE = "\N{EN DASH}"
 _OTHER = ("train.epochs", "data.batch_size", "data.fraction")  # columns of "other runs"
+# What may end a run early or choose another epoch is a deviation from every recipe.
+_STANDARD = {"train.patience": 0, "train.select_by": "accuracy"}
 _LEARNED = ("tgeo", "bikd", "rw")  # ratios that an outer loss trains
 
 
@@ -113,7 +115,7 @@ def _place(record: Record, pair: str) -> tuple[str, ...]:
 
 def _deviations(record: Record, published: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
-    for field, standard in published.get("recipe", {}).items():
+    for field, standard in {**published.get("recipe", {}), **_STANDARD}.items():
         if isinstance(standard, dict):
             standard = standard.get(record["student"], standard["others"])
         # What a configuration lacks came later, with what was done before as its default.

@@ -67,10 +67,13 @@ class Teacher(NamedTuple):
 
 
 class Best(struct.PyTreeNode):
-    """For every seed, what it was at its best validation accuracy; leaves [seeds, ...]."""
+    """For every seed, what it was when validation was best; leaves [seeds, ...].
+
+    `selection` says what is best; more of its score is better.
+    """
 
     params: PyTree
     batch_stats: PyTree
     fusion: PyTree
-    validation_accuracy: Array
+    validation_score: Array
     step: Array

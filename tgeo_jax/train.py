@@ -7,7 +7,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -23,6 +22,7 @@ from tgeo_jax import (
     placement,
     profiling,
     samples,
+    selection,
     storage,
     teachers,
 )
@@ -33,7 +33,7 @@ from tgeo_jax.data import fingerprints, streaming
 from tgeo_jax.dispatch import Dispatcher, Outcome
 from tgeo_jax.errors import CheckpointError, Interrupted, TrainingError
 from tgeo_jax.interruption import Interruption
-from tgeo_jax.metrics import Mean, summarise
+from tgeo_jax.metrics import MOST_CONFUSED, Mean, summarise
 from tgeo_jax.state import Best, Teacher, TrainState
 from tgeo_jax.workdir import Workdir
 from tgeo_jax.writers import Writers, read_records
@@ -96,8 +96,8 @@ class _Trainer:
         self.total_steps = run.method.total_steps
         self._interval = config.train.eval_every * run.steps_per_epoch
         placed = placement.data(run, self.seeds[0])
-        self.train_split, self.validation, self.test = placed.train, placed.validation, placed.test
-        self.feed = placed.feed
+        self.train_split, self.validation = placed.train, placed.validation
+        self.tests, self.feed = {"test": placed.test, **placed.extra}, placed.feed
         clean_view, size = run.method.clean_view, config.data.eval_batch_size
         self.student = evaluate.Evaluator(
             evaluate.predictor(run.method.student, clean_view),
@@ -107,7 +107,8 @@ class _Trainer:
             mesh=mesh,
         )
         self.trained_teacher = placement.teacher(run)
-        self.teacher_evaluator, self.said_of_test = None, None
+        self.teacher_evaluator: evaluate.Evaluator | None = None
+        self.said_of_tests: dict[str, np.ndarray] = {}
         if self.trained_teacher is not None:
             trains_along = run.method.role.peer is not None
             self.teacher_evaluator = evaluate.Evaluator(
@@ -118,9 +119,8 @@ class _Trainer:
                 mesh=mesh,
             )
             if not trains_along:
-                self.said_of_test = self.teacher_evaluator.logits(
-                    self.trained_teacher.variables, self.test
-                )
+                ask, variables = self.teacher_evaluator.logits, self.trained_teacher.variables
+                self.said_of_tests = {name: ask(variables, it) for name, it in self.tests.items()}
         context = teachers.context(
             run.method, self.trained_teacher, self.train_split, dataset.num_classes, size, mesh
         )
@@ -152,14 +152,15 @@ class _Trainer:
         self.started = time.perf_counter()
 
     def train(self) -> dict:
-        """Trains to the end and writes the result."""
+        """Trains to the end, or until patience has run out, and writes the result."""
         train = self.run.config.train
-        while (step := int(self.state.step)) < self.total_steps:
+        while (step := int(self.state.step)) < self.total_steps and not self._has_run_out(step):
             boundary = min((step // self._interval + 1) * self._interval, self.total_steps)
             sums, seconds = self._advance(step, boundary)
             self.writers.write(self._evaluate(step, boundary, sums, seconds))
             evaluations = boundary // self._interval
-            if boundary == self.total_steps or evaluations % train.checkpoint_every == 0:
+            is_last = boundary == self.total_steps or self._has_run_out(boundary)
+            if is_last or evaluations % train.checkpoint_every == 0:
                 self.checkpoints.save(boundary, self.state, self.best)
         # Weights that live for one batch say nothing of a sample outside of it.
         per_batch = self.run.method.ratio.per_batch is not None
@@ -167,7 +168,13 @@ class _Trainer:
             self._save_samples(self.teacher_evaluator)
         self.checkpoints.close()  # the result must not say more than the disk holds
         taught = self._about_teacher()
-        result = self._result(taught) if jax.process_index() == 0 else None
+        best = {"params": self.best.params, "batch_stats": self.best.batch_stats}
+        confusion = {
+            which: self.student.confusion(variables, self.tests)
+            for which, variables in zip(outcome.WHICH, (_variables(self.state), best), strict=True)
+            if self.run.dataset.num_classes <= MOST_CONFUSED
+        }
+        result = self._result(taught, confusion) if jax.process_index() == 0 else None
         if result is not None:
             self.folder.write_result(result)
         # Not from the file: another host's view of a shared folder may be old.
@@ -188,6 +195,12 @@ class _Trainer:
         if self.checkpoints.latest_step() is None:
             return state, best
         return self.checkpoints.restore(state, best)
+
+    def _has_run_out(self, step: int) -> bool:
+        """Whether to stop early: by what a checkpoint holds, so a resumed run does the same."""
+        patience = self.run.config.train.patience
+        best_step_S = parallel.fetch(self.best.step) if patience else ()
+        return selection.has_run_out(patience, best_step_S, step, self._interval)
 
     def _advance(self, step: int, boundary: int) -> tuple[dict[str, Mean], float]:
         """Trains up to a step; returns sums per seed in float64, and the seconds it took.
@@ -288,13 +301,12 @@ class _Trainer:
         """Evaluates all seeds, updates the best ones, and returns the records to log."""
         variables = _variables(self.state)
         validation = self.student.metrics(variables, self.validation)
-        test = self.student.metrics(variables, self.test, self.said_of_test)
-        accuracy = validation["accuracy"].total / validation["accuracy"].count
-        self.best = _update_best(self.best, self.state, accuracy)
-        splits = {"train": sums, "validation": validation, "test": test}
-        if self.teacher_evaluator is not None and self.state.teacher is not None:
-            taught = self.teacher_evaluator.metrics(_teacher_variables(self.state), self.test)
-            splits["test_teacher"] = taught
+        splits = {"train": sums, "validation": validation}
+        for name, split in self.tests.items():
+            splits[name] = self.student.metrics(variables, split, self.said_of_tests.get(name))
+            if self.teacher_evaluator is not None and self.state.teacher is not None:
+                taught = self.teacher_evaluator.metrics(_teacher_variables(self.state), split)
+                splits[f"{name}_teacher"] = taught
         found = parallel.fetch(splits)
         self.writers.progress(
             step, validation=f"{float(np.mean(found['validation']['accuracy'].total)):.0f}"
@@ -316,6 +328,10 @@ class _Trainer:
                 of_seed = jax.tree.map(lambda leaf, i=index: leaf[i], means)
                 record |= {f"{split}/{name}": v for name, v in summarise(of_seed).items()}
             records.append(record | shared)
+        select_by = self.run.config.train.select_by
+        scores = np.array([selection.score(r, select_by, "validation/") for r in records])
+        scores_S = parallel.put(scores, parallel.by_seed(self.run.mesh))
+        self.best = selection.update(self.best, self.state, scores_S)
         return records
 
     def _save_samples(self, asked_teacher: evaluate.Evaluator) -> None:
@@ -341,21 +357,23 @@ class _Trainer:
         )
         samples.save(self.folder.samples, ratio, said, train, run.dataset.class_names)
 
-    def _result(self, taught: dict[str, Any] | None) -> dict[str, Any]:
+    def _result(self, taught: dict[str, Any] | None, confusion: Any) -> dict[str, Any]:
         records = read_records(self.folder.metrics)
-        if not records or records[-1]["step"] != self.total_steps:
+        step = int(self.state.step)
+        if not records or records[-1]["step"] != step:
             raise CheckpointError(
-                f"{self.folder.metrics}: lacks the records of the last step, {self.total_steps}, "
+                f"{self.folder.metrics}: lacks the records of the last step, {step}, "
                 f"which {self.folder.checkpoints} has; restore the file, or remove the newest "
                 "checkpoint and run the command again"
             )
-        return outcome.result(self.run, records, self.seeds, taught, self.folder.commits())
+        commits = self.folder.commits()
+        return outcome.result(self.run, records, self.seeds, taught, commits, confusion)
 
     def _about_teacher(self) -> dict[str, Any] | None:
         """Accuracies and, of a frozen one, a fingerprint."""
         if self.teacher_evaluator is None:
             return None
-        splits = {"train": self.train_split, "test": self.test}
+        splits = {"train": self.train_split, "test": self.tests["test"]}
         if isinstance(self.train_split, streaming.Stream):  # a pass over it may take hours
             del splits["train"]
         variables = _teacher_variables(self.state, self.trained_teacher)
@@ -371,23 +389,6 @@ class _Trainer:
             about["fingerprint"] = fingerprints.of(parallel.fetch(variables))
             about["converted"] = origins.converted(self.run.config)
         return about
-
-
-@jax.jit
-def _update_best(best: Best, state: TrainState, accuracy_S: jax.Array) -> Best:
-    better = accuracy_S > best.validation_accuracy
-
-    def choose(new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(better.reshape((-1,) + (1,) * (new.ndim - 1)), new, old)
-
-    candidate = Best(
-        params=state.student.params,
-        batch_stats=state.student.batch_stats,
-        fusion=state.fusion.params,
-        validation_accuracy=accuracy_S,
-        step=jnp.full_like(best.step, state.step),
-    )
-    return jax.tree.map(choose, candidate, best)
 
 
 def _variables(state: TrainState) -> PyTree:

@@ -7,7 +7,7 @@ import functools
 import io
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -49,6 +49,7 @@ class Dataset:
         class_names: K names.
         mean: of the training pixels in [0, 1], by channel.
         std: likewise.
+        extra: further test splits by name, such as `test_hard`.
     """
 
     train: Split
@@ -57,6 +58,7 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    extra: Mapping[str, Split] = dataclasses.field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -74,7 +76,7 @@ class Dataset:
 
     def digest(self) -> str:
         """SHA-256 of all pixels and labels, of what is held out, and of the order of examples."""
-        parts = (self.train, self.validation, self.test)
+        parts = (self.train, self.validation, self.test, *self.extra.values())
         return fingerprints.of([(part.images, part.labels, part.ids) for part in parts])
 
 

@@ -261,6 +261,11 @@ class StreamedDataset:
         """The images so far that could not be decoded, of all splits."""
         return self.train.corrupt + self.validation.corrupt + self.test.corrupt
 
+    @property
+    def extra(self) -> dict[str, Stream]:
+        """No further test splits."""
+        return {}
+
     def digest(self) -> str:
         """SHA-256 of which records are in which split."""
         splits = (self.train, self.validation, self.test)
