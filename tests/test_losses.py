@@ -361,6 +361,22 @@ def test_logit_std_does_not_see_a_positive_affine_map_of_the_student(scale, shif
     np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["logit_std", "cmkd"])
+def test_of_two_classes_a_comparison_of_shapes_sees_only_which_is_higher(name):
+    """Standardised, two logits are +-1/sqrt(2) whatever they were: there is nothing to follow."""
+    loss = losses.soft_loss(name)
+    random = np.random.RandomState(0)
+    student, teacher = (np.float32(3 * random.randn(8, 2)) for _ in range(2))
+    labels = np.zeros(8, np.int32)
+    agree = student.argmax(1) == teacher.argmax(1)
+    assert 0 < agree.sum() < 8
+    values, pull = jax.vjp(lambda s: loss(s, teacher, labels), student)
+    np.testing.assert_allclose(values[agree], 0, atol=1e-5)
+    np.testing.assert_allclose(values[~agree], values[~agree][0], rtol=1e-5)
+    assert values[~agree][0] > 0.5
+    np.testing.assert_allclose(pull(jnp.ones(8))[0], 0, atol=1e-4)
+
+
 def test_weighted_sum_adds_its_weighted_parts():
     parts = [lambda s, t, y: s[:, 0], lambda s, t, y: t[:, 0], lambda s, t, y: y]
     both = np.float64([[1], [2]]), np.float64([[10], [20]]), np.int32([100, 300])
