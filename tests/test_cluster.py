@@ -8,6 +8,18 @@ from tgeo_jax import cluster
 from tgeo_jax.errors import ConfigError
 
 VARIABLES = {"JAX_COORDINATOR_ADDRESS": "first:1234", "JAX_NUM_PROCESSES": "4"}
+# What Slurm 22.05 says in a batch script, and to the second task of a step on one host.
+BATCH = {"SLURM_JOB_ID": "8", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+STEP = {
+    **BATCH, "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "n1",
+    "SLURM_STEP_TASKS_PER_NODE": "2",
+}  # fmt: skip
+# What Open MPI 5.0.11 says to the second process on one host.
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1", "PMIX_NAMESPACE": "prterun-n1-9946@1",
+}  # fmt: skip
+ELSEWHERE = {**OPEN_MPI, "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}
 
 
 def test_flags_come_before_variables():
@@ -46,6 +58,8 @@ def test_what_cannot_be_is_refused(given, said):
         ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "n0"}, None),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI"),
         ({"OMPI_COMM_WORLD_SIZE": "1"}, None),
+        ({**OPEN_MPI, **BATCH, "SLURM_STEP_NODELIST": "n1"}, "Open MPI"),
+        (BATCH, None),
     ],
 )
 def test_launchers(environment, expected):
@@ -64,3 +78,69 @@ def test_a_single_host_needs_nothing():
     assert cluster.start({}, environment={}) is False
     one = {"coordinator": "a:1", "num_processes": 1, "process_id": 0}
     assert cluster.start(one, environment={}) is False
+
+
+def test_mpirun_in_a_job_of_slurm_counts_its_own_processes():
+    found = cluster.explicit({"coordinator": "n1:1"}, {**BATCH, **ELSEWHERE})
+    assert found == ("n1:1", 4, 3)
+
+
+def test_open_mpi_on_one_host_needs_no_coordinator():
+    found = [
+        cluster.one_host({**OPEN_MPI, **BATCH, "OMPI_COMM_WORLD_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    host, _, port = found[0].coordinator.rpartition(":")
+    assert [place[1:] for place in found] == [(2, 0), (2, 1)]
+    assert found[0].coordinator == found[1].coordinator
+    assert host == "127.0.0.1"
+    assert 61440 <= int(port) <= 65535
+    other = cluster.one_host({**OPEN_MPI, "PMIX_NAMESPACE": "prterun-n1-9947@1"})
+    assert other.coordinator != found[0].coordinator
+    chosen = cluster.one_host({**OPEN_MPI, "JAX_COORDINATOR_PORT": "7000"})
+    assert chosen.coordinator == "127.0.0.1:7000"
+
+
+def test_open_mpi_on_several_hosts_does(monkeypatch):
+    def refuse(**said):
+        assert said["local_device_ids"] == [1]
+        raise ValueError("coordinator_address should be defined.")  # JAX 0.10, asked under 5.0
+
+    monkeypatch.setattr(cluster.jax.distributed, "initialize", refuse)
+    assert cluster.one_host(ELSEWHERE) is None
+    with pytest.raises(ConfigError, match=r"--coordinator: missing; JAX cannot ask this Open MPI"):
+        cluster.start({}, environment=ELSEWHERE)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        (BATCH, None),
+        (STEP, [1]),
+        ({**STEP, "CUDA_VISIBLE_DEVICES": "0,1"}, [1]),
+        ({**STEP, "CUDA_VISIBLE_DEVICES": "1"}, [0]),
+        ({**STEP, "JAX_LOCAL_DEVICE_IDS": "4,5"}, None),
+        ({**STEP, "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}, None),
+        ({**STEP, "SLURM_STEP_TASKS_PER_NODE": "2(x3),1"}, [1]),
+        (OPEN_MPI, [1]),
+        ({**OPEN_MPI, **BATCH}, [1]),
+        ({**ELSEWHERE, "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, None),
+    ],
+)
+def test_processes_on_one_host_have_devices_of_their_own(environment, expected):
+    assert cluster.local_devices(environment) == expected
+
+
+@pytest.mark.parametrize("given", [{}, {"coordinator": "127.0.0.1:1"}])
+def test_jax_is_told_what_the_launcher_says(given, monkeypatch):
+    told, called = {}, []
+    monkeypatch.setattr(cluster.jax.distributed, "initialize", lambda **said: told.update(said))
+    monkeypatch.setattr(cluster.roll_call, "hold", lambda *said: called.append(said))
+    cluster.start(given, environment=OPEN_MPI, start_timeout=9)
+    address = given.get("coordinator") or cluster.one_host(OPEN_MPI).coordinator
+    assert called == [(address, 2, 1, 9)]
+    assert (told["coordinator_address"], told["num_processes"], told["process_id"]) == (
+        address, 2, 1,
+    )  # fmt: skip
+    assert told["local_device_ids"] == [1]

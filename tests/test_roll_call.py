@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import socket
+import threading
 import time
 
 import pytest
@@ -88,6 +90,22 @@ def test_a_port_that_is_taken_is_told():
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(ConfigError, match=r"process 0 cannot listen on port .*choose another"):
             roll_call.hold(address, 2, 0, 1.0)
+
+
+def test_another_program_on_the_port_is_told():
+    def answer(server):
+        with contextlib.suppress(OSError):  # closed by the test
+            while True:
+                with server.accept()[0] as connection:
+                    connection.recv(100)
+                    connection.sendall(b"HTTP/1.0 400 Bad request\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=answer, args=(server,), daemon=True).start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ConfigError, match=r"another program answers there \('HTTP/1.0 400"):
+            roll_call.hold(address, 2, 1, 0.5)
+        server.shutdown(socket.SHUT_RDWR)
 
 
 def test_a_process_0_that_is_not_there_is_told():

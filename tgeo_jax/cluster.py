@@ -3,8 +3,8 @@
 Every process of a run calls `start` before JAX touches a device:
   explicit      --coordinator, --num_processes, --process_id, or the variables of `_VARIABLES`
                 (Kubernetes: JobSet and indexed jobs set JOB_COMPLETION_INDEX themselves)
+  Open MPI      inside `mpirun` with more than one process, also where Slurm gave the hosts
   Slurm         inside `srun` with more than one task
-  Open MPI      inside `mpirun` with more than one process
   Cloud TPU     on a TPU VM; JAX asks the metadata server for the slice
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import zlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -26,11 +27,14 @@ _VARIABLES = {
     "num_processes": ("JAX_NUM_PROCESSES",),
     "process_id": ("JAX_PROCESS_ID", "JOB_COMPLETION_INDEX"),
 }
-# Where --coordinator is given and these are not, the launcher still knows them.
+# Where --coordinator is given and these are not, the launcher still knows them. A job of Slurm
+# that calls mpirun has Slurm's variables too, and they speak of the job.
 _LAUNCHERS = {
-    "num_processes": ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"),
-    "process_id": ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK"),
+    "num_processes": ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS"),
+    "process_id": ("OMPI_COMM_WORLD_RANK", "SLURM_PROCID"),
 }
+# JAX takes ports of launchers from here too: above those that Linux gives to clients.
+_FIRST_PORT, _PORTS = 61440, 4096
 _TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 
 
@@ -71,15 +75,15 @@ def start(
         ConfigError: some of the three are missing or make no sense, or not all processes came.
     """
     environment = os.environ if environment is None else environment
-    place = explicit(given, environment)
+    place = explicit(given, environment) or one_host(environment)
     if place is None and launcher(environment) is None:
         return False
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = {"local_device_ids": local_devices(environment)}
     if place is not None:
         if place.num_processes == 1:
             return False
         roll_call.hold(*place, start_timeout)
-        arguments = {**place._asdict(), "cluster_detection_method": "deactivate"}
+        arguments |= {**place._asdict(), "cluster_detection_method": "deactivate"}
         arguments["coordinator_address"] = arguments.pop("coordinator")
     try:
         jax.distributed.initialize(
@@ -136,6 +140,50 @@ def explicit(given: Mapping[str, Any], environment: Mapping[str, str]) -> Place 
     return Place(coordinator, count, index)
 
 
+def one_host(environment: Mapping[str, str]) -> Place | None:
+    """The place of a process that Open MPI started with all others on its host; None elsewhere.
+
+    JAX asks Open MPI by a variable that versions from 5 on do not set. On a single host nothing is
+    to be asked: the port follows from the name of the job, or is that of JAX_COORDINATOR_PORT.
+
+    Examples:
+        >>> one_host({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+        ...     "OMPI_COMM_WORLD_RANK": "1", "PMIX_NAMESPACE": "prterun-n1-9946@1"})
+        Place(coordinator='127.0.0.1:63930', num_processes=2, process_id=1)
+    """
+    count, job = _int(environment, "OMPI_COMM_WORLD_SIZE"), environment.get("PMIX_NAMESPACE")
+    if count < 2 or _int(environment, "OMPI_COMM_WORLD_LOCAL_SIZE") != count or not job:
+        return None
+    port = _FIRST_PORT + zlib.crc32(job.encode()) % _PORTS
+    port = _int(environment, "JAX_COORDINATOR_PORT") or port
+    return Place(f"127.0.0.1:{port}", count, _int(environment, "OMPI_COMM_WORLD_RANK"))
+
+
+def local_devices(environment: Mapping[str, str]) -> list[int] | None:
+    """Which devices are this process's, where a launcher started several on its host.
+
+    The one of its rank there, as JAX would say; but where the launcher shows each process a GPU of
+    its own (Slurm's --gpus-per-task=1), that one. None leaves it to JAX.
+
+    Examples:
+        >>> local_devices({"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "16",
+        ...     "SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_LOCALID": "3"})
+        [3]
+    """
+    if environment.get("JAX_LOCAL_DEVICE_IDS"):  # JAX reads it
+        return None
+    found = launcher(environment)
+    each_host = re.sub(r"\(x\d+\)", "", environment.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    if found == "Open MPI" and _int(environment, "OMPI_COMM_WORLD_LOCAL_SIZE") > 1:
+        rank = "OMPI_COMM_WORLD_LOCAL_RANK"
+    elif found == "Slurm" and set(each_host.split(",")) - {"1", ""}:
+        rank = "SLURM_LOCALID"
+    else:
+        return None
+    seen = environment.get("CUDA_VISIBLE_DEVICES", "")
+    return [0] if seen and "," not in seen else [_int(environment, rank)]
+
+
 def launcher(environment: Mapping[str, str]) -> str | None:
     """What started this process with others, as far as JAX can ask it where they are.
 
@@ -145,10 +193,10 @@ def launcher(environment: Mapping[str, str]) -> str | None:
         >>> launcher({"SLURM_NTASKS": "2"}) is None  # a batch script that did not use srun
         True
     """
-    if "SLURM_STEP_NODELIST" in environment and _int(environment, "SLURM_NTASKS") > 1:
-        return "Slurm"
     if _int(environment, "OMPI_COMM_WORLD_SIZE") > 1:
         return "Open MPI"
+    if "SLURM_STEP_NODELIST" in environment and _int(environment, "SLURM_NTASKS") > 1:
+        return "Slurm"
     elsewhere = environment.get("JAX_PLATFORMS", "").split(",")[0] in ("cpu", "cuda", "gpu")
     if not elsewhere and any(pathlib.Path(path).exists() for path in _TPU_DEVICES):
         return "Cloud TPU"

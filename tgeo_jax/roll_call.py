@@ -7,6 +7,7 @@ all have come, or the time is over, process 0 tells everybody who is missing.
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import time
 
@@ -14,6 +15,7 @@ from tgeo_jax.errors import ConfigError
 
 _PAUSE = 0.2  # seconds between two attempts to reach process 0
 _SAYING = 5.0  # seconds that one which has connected may take to say its number
+_VERDICT = re.compile(r"all|missing \d+( and \d+)*|twice \d+")
 
 
 def hold(coordinator: str, num_processes: int, process_id: int, timeout: float) -> None:
@@ -37,6 +39,11 @@ def hold(coordinator: str, num_processes: int, process_id: int, timeout: float) 
         said = _come(host.strip("[]"), int(port), process_id, timeout)
     if said == "all":
         return
+    if said and not _VERDICT.fullmatch(said):
+        raise ConfigError(
+            f"--coordinator={coordinator}: another program answers there ({said[:60]!r}) and not "
+            f"process 0 of this run, for {timeout:g} s; choose another port"
+        )
     if not said:
         raise ConfigError(
             f"--coordinator={coordinator}: process {process_id} of {num_processes} found no "
@@ -95,20 +102,22 @@ def _listen(coordinator: str, port: int, num_processes: int, deadline: float) ->
 
 
 def _come(host: str, port: int, process_id: int, timeout: float) -> str:
-    """What process 0 says, or nothing."""
-    deadline = time.monotonic() + timeout
+    """What process 0 says; else what another program said there last, or nothing."""
+    deadline, other = time.monotonic() + timeout, ""
     while (left := deadline - time.monotonic()) > 0:
         try:
             with socket.create_connection((host, port), timeout=left) as connection:
                 connection.sendall(f"{process_id}\n".encode())
                 # Process 0 may have come later than this one, and waits as long from there on.
                 connection.settimeout(timeout + _SAYING)
-                if said := _line(connection):
-                    return said
+                said = _line(connection)
+            if _VERDICT.fullmatch(said):
+                return said
+            other = said or other  # a proxy, perhaps, before process 0 is there
         except OSError:
             pass
         time.sleep(_PAUSE)
-    return ""
+    return other
 
 
 def _is_gone(connection: socket.socket) -> bool:
