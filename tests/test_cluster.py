@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+
 import pytest
 
+from tests.conftest import ROOT
 from tgeo_jax import cluster
 from tgeo_jax.errors import ConfigError
 
@@ -12,7 +17,7 @@ VARIABLES = {"JAX_COORDINATOR_ADDRESS": "first:1234", "JAX_NUM_PROCESSES": "4"}
 BATCH = {"SLURM_JOB_ID": "8", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
 STEP = {
     **BATCH, "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "n1",
-    "SLURM_STEP_TASKS_PER_NODE": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_ID": "0",
 }  # fmt: skip
 # What Open MPI 5.0.11 says to the second process on one host.
 OPEN_MPI = {
@@ -85,9 +90,9 @@ def test_mpirun_in_a_job_of_slurm_counts_its_own_processes():
     assert found == ("n1:1", 4, 3)
 
 
-def test_open_mpi_on_one_host_needs_no_coordinator():
+def test_open_mpi_on_launched_needs_no_coordinator():
     found = [
-        cluster.one_host({**OPEN_MPI, **BATCH, "OMPI_COMM_WORLD_RANK": str(rank)})
+        cluster.launched({**OPEN_MPI, **BATCH, "OMPI_COMM_WORLD_RANK": str(rank)})
         for rank in range(2)
     ]
     host, _, port = found[0].coordinator.rpartition(":")
@@ -95,9 +100,9 @@ def test_open_mpi_on_one_host_needs_no_coordinator():
     assert found[0].coordinator == found[1].coordinator
     assert host == "127.0.0.1"
     assert 61440 <= int(port) <= 65535
-    other = cluster.one_host({**OPEN_MPI, "PMIX_NAMESPACE": "prterun-n1-9947@1"})
+    other = cluster.launched({**OPEN_MPI, "PMIX_NAMESPACE": "prterun-n1-9947@1"})
     assert other.coordinator != found[0].coordinator
-    chosen = cluster.one_host({**OPEN_MPI, "JAX_COORDINATOR_PORT": "7000"})
+    chosen = cluster.launched({**OPEN_MPI, "JAX_COORDINATOR_PORT": "7000"})
     assert chosen.coordinator == "127.0.0.1:7000"
 
 
@@ -107,7 +112,7 @@ def test_open_mpi_on_several_hosts_does(monkeypatch):
         raise ValueError("coordinator_address should be defined.")  # JAX 0.10, asked under 5.0
 
     monkeypatch.setattr(cluster.jax.distributed, "initialize", refuse)
-    assert cluster.one_host(ELSEWHERE) is None
+    assert cluster.launched(ELSEWHERE) is None
     with pytest.raises(ConfigError, match=r"--coordinator: missing; JAX cannot ask this Open MPI"):
         cluster.start({}, environment=ELSEWHERE)
 
@@ -128,19 +133,45 @@ def test_open_mpi_on_several_hosts_does(monkeypatch):
         ({**ELSEWHERE, "OMPI_COMM_WORLD_LOCAL_SIZE": "1"}, None),
     ],
 )
-def test_processes_on_one_host_have_devices_of_their_own(environment, expected):
+def test_processes_on_launched_have_devices_of_their_own(environment, expected):
     assert cluster.local_devices(environment) == expected
 
 
+@pytest.mark.parametrize("environment", [STEP, OPEN_MPI])
 @pytest.mark.parametrize("given", [{}, {"coordinator": "127.0.0.1:1"}])
-def test_jax_is_told_what_the_launcher_says(given, monkeypatch):
+def test_jax_is_told_what_the_launcher_says(given, environment, monkeypatch):
     told, called = {}, []
     monkeypatch.setattr(cluster.jax.distributed, "initialize", lambda **said: told.update(said))
     monkeypatch.setattr(cluster.roll_call, "hold", lambda *said: called.append(said))
-    cluster.start(given, environment=OPEN_MPI, start_timeout=9)
-    address = given.get("coordinator") or cluster.one_host(OPEN_MPI).coordinator
+    cluster.start(given, environment=environment, start_timeout=9)
+    address = given.get("coordinator") or cluster.launched(environment).coordinator
     assert called == [(address, 2, 1, 9)]
     assert (told["coordinator_address"], told["num_processes"], told["process_id"]) == (
         address, 2, 1,
     )  # fmt: skip
     assert told["local_device_ids"] == [1]
+
+
+@pytest.mark.parametrize(
+    ("status", "restarts", "requeued"),
+    [(0, 0, False), (1, 0, False), (2, 0, False), (75, 0, True), (137, 3, True), (75, 100, False)],
+)
+def test_the_documented_job_of_slurm_requeues_what_can_go_on(tmp_path, status, restarts, requeued):
+    text = (ROOT / "docs" / "pods.md").read_text()
+    (script,) = re.findall(r"```sh\n(#!/bin/bash\n.*?)```", text, re.DOTALL)
+    said = tmp_path / "said"
+    for name, ends in (("srun", status), ("scontrol", 0)):
+        path = tmp_path / name
+        path.write_text(f'#!/bin/sh\necho {name} "$@" >> {said}\nexit {ends}\n')
+        path.chmod(0o755)
+    environment = {
+        **os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "8",
+        "SLURM_RESTART_COUNT": str(restarts),
+    }  # fmt: skip
+    done = subprocess.run(
+        ["bash", "-c", script, "pod.sh", "--workdir=a b"], env=environment, check=False
+    )
+    assert done.returncode == status
+    first, *then = said.read_text().splitlines()
+    assert first == "srun python -m experiments.main --workdir=a b"
+    assert then == ["scontrol requeue 8"] * requeued

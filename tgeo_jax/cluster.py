@@ -33,7 +33,7 @@ _LAUNCHERS = {
     "num_processes": ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS"),
     "process_id": ("OMPI_COMM_WORLD_RANK", "SLURM_PROCID"),
 }
-# JAX takes ports of launchers from here too: above those that Linux gives to clients.
+# Above those that Linux gives to clients; JAX takes the ports of launchers from here too.
 _FIRST_PORT, _PORTS = 61440, 4096
 _TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 
@@ -75,7 +75,7 @@ def start(
         ConfigError: some of the three are missing or make no sense, or not all processes came.
     """
     environment = os.environ if environment is None else environment
-    place = explicit(given, environment) or one_host(environment)
+    place = explicit(given, environment) or launched(environment)
     if place is None and launcher(environment) is None:
         return False
     arguments: dict[str, Any] = {"local_device_ids": local_devices(environment)}
@@ -140,23 +140,38 @@ def explicit(given: Mapping[str, Any], environment: Mapping[str, str]) -> Place 
     return Place(coordinator, count, index)
 
 
-def one_host(environment: Mapping[str, str]) -> Place | None:
-    """The place of a process that Open MPI started with all others on its host; None elsewhere.
+def launched(environment: Mapping[str, str]) -> Place | None:
+    """The place of a process that Slurm started, or Open MPI with all others on its host.
 
-    JAX asks Open MPI by a variable that versions from 5 on do not set. On a single host nothing is
-    to be asked: the port follows from the name of the job, or is that of JAX_COORDINATOR_PORT.
+    The coordinator is on the first host, or on the only one. Its port follows from the job and its
+    step, so that steps that train side by side do not meet; JAX_COORDINATOR_PORT chooses another.
+    None where JAX has to ask: Open MPI over several hosts, Cloud TPU.
 
     Examples:
-        >>> one_host({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+        >>> launched({"SLURM_JOB_ID": "8", "SLURM_STEP_ID": "1", "SLURM_NTASKS": "2",
+        ...     "SLURM_PROCID": "1", "SLURM_STEP_NODELIST": "rack[2,4]n[07-10],login"})
+        Place(coordinator='rack2n07:61957', num_processes=2, process_id=1)
+        >>> launched({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
         ...     "OMPI_COMM_WORLD_RANK": "1", "PMIX_NAMESPACE": "prterun-n1-9946@1"})
         Place(coordinator='127.0.0.1:63930', num_processes=2, process_id=1)
     """
-    count, job = _int(environment, "OMPI_COMM_WORLD_SIZE"), environment.get("PMIX_NAMESPACE")
-    if count < 2 or _int(environment, "OMPI_COMM_WORLD_LOCAL_SIZE") != count or not job:
+    found = launcher(environment)
+    if found == "Slurm":
+        # 509 jobs later, a first step has the port of this one's second.
+        key = _int(environment, "SLURM_JOB_ID") + 509 * _int(environment, "SLURM_STEP_ID")
+        host = re.sub(r"\[(\w+)[^]]*]", r"\1", environment["SLURM_STEP_NODELIST"]).split(",")[0]
+        count, index = (_int(environment, f"SLURM_{name}") for name in ("NTASKS", "PROCID"))
+    elif found == "Open MPI" and "PMIX_NAMESPACE" in environment:
+        count, local, index = (
+            _int(environment, f"OMPI_COMM_WORLD_{name}") for name in ("SIZE", "LOCAL_SIZE", "RANK")
+        )
+        if local != count:
+            return None
+        key, host = zlib.crc32(environment["PMIX_NAMESPACE"].encode()), "127.0.0.1"
+    else:
         return None
-    port = _FIRST_PORT + zlib.crc32(job.encode()) % _PORTS
-    port = _int(environment, "JAX_COORDINATOR_PORT") or port
-    return Place(f"127.0.0.1:{port}", count, _int(environment, "OMPI_COMM_WORLD_RANK"))
+    port = _int(environment, "JAX_COORDINATOR_PORT") or _FIRST_PORT + key % _PORTS
+    return Place(f"{host}:{port}", count, index)
 
 
 def local_devices(environment: Mapping[str, str]) -> list[int] | None:
@@ -185,7 +200,7 @@ def local_devices(environment: Mapping[str, str]) -> list[int] | None:
 
 
 def launcher(environment: Mapping[str, str]) -> str | None:
-    """What started this process with others, as far as JAX can ask it where they are.
+    """What started this process with others, as far as it or JAX can say where they are.
 
     Examples:
         >>> launcher({"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2"})
