@@ -17,7 +17,12 @@ VARIABLES = {"JAX_COORDINATOR_ADDRESS": "first:1234", "JAX_NUM_PROCESSES": "4"}
 BATCH = {"SLURM_JOB_ID": "8", "SLURM_NTASKS": "2", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
 STEP = {
     **BATCH, "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "n1",
-    "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_ID": "0",
+    "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_ID": "0",
+}  # fmt: skip
+# And in the shell that salloc opens on a host of its own.
+SHELL = {
+    **BATCH, "SLURM_STEP_NODELIST": "n1", "SLURM_STEP_TASKS_PER_NODE": "1",
+    "SLURM_STEP_NUM_TASKS": "1", "SLURM_STEP_ID": "4294967290",
 }  # fmt: skip
 # What Open MPI 5.0.11 says to the second process on one host.
 OPEN_MPI = {
@@ -59,12 +64,13 @@ def test_what_cannot_be_is_refused(given, said):
     ("environment", "expected"),
     [
         ({}, None),
-        ({"SLURM_NTASKS": "8", "SLURM_STEP_NODELIST": "n[0-7]"}, "Slurm"),
-        ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "n0"}, None),
+        (STEP, "Slurm"),
+        ({**STEP, "SLURM_STEP_NUM_TASKS": "1"}, None),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI"),
         ({"OMPI_COMM_WORLD_SIZE": "1"}, None),
         ({**OPEN_MPI, **BATCH, "SLURM_STEP_NODELIST": "n1"}, "Open MPI"),
         (BATCH, None),
+        (SHELL, None),
     ],
 )
 def test_launchers(environment, expected):

@@ -30,7 +30,7 @@ _VARIABLES = {
 # Where --coordinator is given and these are not, the launcher still knows them. A job of Slurm
 # that calls mpirun has Slurm's variables too, and they speak of the job.
 _LAUNCHERS = {
-    "num_processes": ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS"),
+    "num_processes": ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS"),
     "process_id": ("OMPI_COMM_WORLD_RANK", "SLURM_PROCID"),
 }
 # Above those that Linux gives to clients; JAX takes the ports of launchers from here too.
@@ -148,7 +148,7 @@ def launched(environment: Mapping[str, str]) -> Place | None:
     None where JAX has to ask: Open MPI over several hosts, Cloud TPU.
 
     Examples:
-        >>> launched({"SLURM_JOB_ID": "8", "SLURM_STEP_ID": "1", "SLURM_NTASKS": "2",
+        >>> launched({"SLURM_JOB_ID": "8", "SLURM_STEP_ID": "1", "SLURM_STEP_NUM_TASKS": "2",
         ...     "SLURM_PROCID": "1", "SLURM_STEP_NODELIST": "rack[2,4]n[07-10],login"})
         Place(coordinator='rack2n07:61957', num_processes=2, process_id=1)
         >>> launched({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
@@ -160,7 +160,7 @@ def launched(environment: Mapping[str, str]) -> Place | None:
         # 509 jobs later, a first step has the port of this one's second.
         key = _int(environment, "SLURM_JOB_ID") + 509 * _int(environment, "SLURM_STEP_ID")
         host = re.sub(r"\[(\w+)[^]]*]", r"\1", environment["SLURM_STEP_NODELIST"]).split(",")[0]
-        count, index = (_int(environment, f"SLURM_{name}") for name in ("NTASKS", "PROCID"))
+        count, index = (_int(environment, f"SLURM_{name}") for name in ("STEP_NUM_TASKS", "PROCID"))
     elif found == "Open MPI" and "PMIX_NAMESPACE" in environment:
         count, local, index = (
             _int(environment, f"OMPI_COMM_WORLD_{name}") for name in ("SIZE", "LOCAL_SIZE", "RANK")
@@ -181,7 +181,7 @@ def local_devices(environment: Mapping[str, str]) -> list[int] | None:
     its own (Slurm's --gpus-per-task=1), that one. None leaves it to JAX.
 
     Examples:
-        >>> local_devices({"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "16",
+        >>> local_devices({"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_STEP_NUM_TASKS": "16",
         ...     "SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_LOCALID": "3"})
         [3]
     """
@@ -203,14 +203,15 @@ def launcher(environment: Mapping[str, str]) -> str | None:
     """What started this process with others, as far as it or JAX can say where they are.
 
     Examples:
-        >>> launcher({"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_NTASKS": "2"})
+        >>> launcher({"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_STEP_NUM_TASKS": "2"})
         'Slurm'
         >>> launcher({"SLURM_NTASKS": "2"}) is None  # a batch script that did not use srun
         True
     """
     if _int(environment, "OMPI_COMM_WORLD_SIZE") > 1:
         return "Open MPI"
-    if "SLURM_STEP_NODELIST" in environment and _int(environment, "SLURM_NTASKS") > 1:
+    # Not SLURM_NTASKS: in salloc's interactive step that is the allocation's.
+    if "SLURM_STEP_NODELIST" in environment and _int(environment, "SLURM_STEP_NUM_TASKS") > 1:
         return "Slurm"
     elsewhere = environment.get("JAX_PLATFORMS", "").split(",")[0] in ("cpu", "cuda", "gpu")
     if not elsewhere and any(pathlib.Path(path).exists() for path in _TPU_DEVICES):
