@@ -20,11 +20,14 @@ from tgeo_jax.dispatch import Resident
 from tgeo_jax.errors import ConfigError
 from tgeo_jax.models.build import default_options
 from tgeo_jax.models.resnet import ResNet
+from tgeo_jax.models.row_encoder import RowEncoder
 from tgeo_jax.models.vit import ViT
 from tgeo_jax.models.wrn import WideResNet
 
 K = methods.NUM_CLASSES
-WITHOUT_BLOCKS = ("mlp", "cnn", "vgg8", "vgg11", "vgg13", "vgg16", "vgg19")
+WITHOUT_BLOCKS = (
+    "mlp", "cnn", "vgg8", "vgg11", "vgg13", "vgg16", "vgg19", "wide_deep", "deepfm", "dcn_v2",
+)  # fmt: skip
 # Blocks of one network of each kind, as their papers count them.
 BLOCKS = {
     "resnet56": 27,
@@ -36,6 +39,7 @@ BLOCKS = {
     "mobilenetv1": 13,
     "mobilenetv2": 17,
     "deit_tiny": 12,
+    "row_encoder": 4,
 }
 # One of each kind of block, small enough to compile: (network, side of its images).
 TINY = {
@@ -43,6 +47,7 @@ TINY = {
     "bottleneck": (ResNet(K, (1, 1), (3, 2, 2), bottleneck=True), 5),
     "wide": (WideResNet(K, 10, 1), 5),
     "transformer": (ViT(K, width=6, depth=2, heads=2), 16),
+    "rows": (RowEncoder(K, layers=2, width=6, heads=2, norm="post"), 3),
 }
 
 
@@ -50,8 +55,13 @@ def with_remat(module):
     return dataclasses.replace(module, remat=True)
 
 
+def shape_of(module, side, batch):
+    """Of images, or of rows with `side` features."""
+    return (batch, side) if isinstance(module, RowEncoder) else (batch, side, side, 3)
+
+
 def shapes(module, side, batch=2):
-    images = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct(shape_of(module, side, batch), jnp.float32)
     return images, jax.eval_shape(module.init, jax.random.key(0), images)
 
 
@@ -98,7 +108,7 @@ def test_remat_is_no_option_of_a_network():
 @pytest.mark.parametrize("name", TINY)
 def test_logits_statistics_and_gradients_are_those_without(name, x64):
     module, side = TINY[name]
-    images = np.random.RandomState(0).randn(6, side, side, 3)
+    images = np.random.RandomState(0).randn(*shape_of(module, side, 6))
 
     def all_of_it(module):
         variables = module.init(jax.random.key(0), images)

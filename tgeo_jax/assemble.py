@@ -18,7 +18,7 @@ from tgeo_jax import (
     distill,
     losses,
     memory,
-    models,
+    networks,
     optimizers,
     parallel,
     selection,
@@ -148,9 +148,9 @@ def _method(
     drops = config.optimizer.drop_epochs if config.optimizer.schedule == "step" else ()
     try:
         return distill.Distillation(
-            student=models.build(
+            student=networks.build(
                 config.student.name,
-                dataset.num_classes,
+                dataset,
                 precision=config.precision,
                 remat=config.remat,
                 **configs.options_of(config.student),
@@ -216,8 +216,7 @@ def _check_network(
 ) -> None:
     field = f"{which}.name={config[which].name!r}"
     try:
-        example = dataset.example.astype(np.float32)
-        found = jax.eval_shape(module.init, jax.random.key(0), example)
+        found = jax.eval_shape(module.init, jax.random.key(0), networks.example(dataset))
     except _IMPOSSIBLE as error:  # whatever a network says
         raise ConfigError(f"{field}: does not fit this dataset: {error}") from error
     _check_memory(field, found, config, mesh)
@@ -246,7 +245,7 @@ def _check_memory(field: str, variables: Any, config: ConfigDict, mesh: Mesh) ->
 def _wants_no_loops(networks: Sequence[Any], mesh: Mesh, dataset: Dataset) -> bool:
     if mesh.devices.flat[0].platform != "cpu":
         return False
-    key, images = jax.random.key(0), dataset.example.astype(np.float32)
+    key, images = jax.random.key(0), networks.example(dataset)
     return any(convolution.has_convolutions(m.init, key, images) for m in networks)
 
 

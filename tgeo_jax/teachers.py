@@ -20,6 +20,7 @@ from tgeo_jax import (
     evaluate,
     geometry,
     models,
+    networks,
     origins,
     randomness,
     roles,
@@ -90,13 +91,16 @@ def load(config: ConfigDict, dataset: Dataset) -> Trained | None:
     # Nothing is kept for the backward pass of a teacher that has none. One that trains along has,
     # and may be without blocks: the switch is the student's.
     trains_along = choices.any_role(config.role).peer is not None
-    module = models.build(
-        config.teacher.name,
-        dataset.num_classes,
-        precision=config.precision,
-        remat=config.remat and trains_along and models.has_blocks(config.teacher.name),
-        **configs.options_of(config.teacher),
-    )
+    try:
+        module = networks.build(
+            config.teacher.name,
+            dataset,
+            precision=config.precision,
+            remat=config.remat and trains_along and models.has_blocks(config.teacher.name),
+            **configs.options_of(config.teacher),
+        )
+    except ValueError as error:
+        raise ConfigError(f"teacher.name={config.teacher.name!r}: {error}") from error
     needs_trained = choices.role(config.role, module).needs_trained
     if not needs_trained:
         return Trained(module, None)
@@ -302,9 +306,7 @@ def _trained(
         try:
             there = folder.config()["student"]
             options = there.get(there["name"], {})
-            module = models.build(
-                there["name"], dataset.num_classes, precision=config.precision, **options
-            )
+            module = networks.build(there["name"], dataset, precision=config.precision, **options)
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise CheckpointError(f"{field}: {_DAMAGED} ({error!r})") from error
     variables = checkpoint.load_network(folder.checkpoints, config.teacher.which)
@@ -324,9 +326,8 @@ def _folder(
 
 
 def _check_fits(module: nn.Module, variables: PyTree, dataset: Dataset, field: str) -> None:
-    example = dataset.example.astype(np.float32)
     try:
-        expected = jax.eval_shape(module.init, jax.random.key(0), example)
+        expected = jax.eval_shape(module.init, jax.random.key(0), networks.example(dataset))
     except (OverflowError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ConfigError(f"{field}: {error}") from error
     checkpoint.check_fits({name: expected.get(name, {}) for name in variables}, variables, field)

@@ -50,6 +50,7 @@ class Dataset:
         mean: of the training pixels in [0, 1], by channel.
         std: likewise.
         extra: further test splits by name, such as `test_hard`.
+        vocabulary: of a table of categories, the number of values of each field; else empty.
     """
 
     train: Split
@@ -59,6 +60,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     extra: Mapping[str, Split] = dataclasses.field(default_factory=dict)
+    vocabulary: tuple[int, ...] = ()
 
     @property
     def num_classes(self) -> int:

@@ -246,6 +246,7 @@ class StreamedDataset:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    vocabulary: tuple[int, ...] = ()
 
     @property
     def num_classes(self) -> int:

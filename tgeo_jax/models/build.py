@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from tgeo_jax.errors import nearest
-from tgeo_jax.models import mobilenet, shufflenet
+from tgeo_jax.models import click, mobilenet, shufflenet
 from tgeo_jax.models.cnn import CNN
 from tgeo_jax.models.mlp import MLP
 from tgeo_jax.models.resnet import ResNet
+from tgeo_jax.models.row_encoder import RowEncoder
 from tgeo_jax.models.vgg import VGG
 from tgeo_jax.models.vit import ViT
 from tgeo_jax.models.wrn import WideResNet
@@ -87,7 +88,14 @@ LARGE: Mapping[str, Callable[..., nn.Module]] = {
     "deit_small": _fixed(ViT, width=384, depth=12, heads=6),
     "vit_base": _fixed(ViT, width=768, depth=12, heads=12),
 }
-_WITH_OPTIONS: Mapping[str, type[nn.Module]] = {"mlp": MLP, "cnn": CNN}
+# For the rows of tables; those for the click-through rate read categories alone.
+TABLES: Mapping[str, type[nn.Module]] = {
+    "row_encoder": RowEncoder,
+    "wide_deep": click.WideDeep,
+    "deepfm": click.DeepFM,
+    "dcn_v2": click.DCNv2,
+}
+_WITH_OPTIONS: Mapping[str, type[nn.Module]] = {"mlp": MLP, "cnn": CNN, **TABLES}
 MODELS: Mapping[str, Callable[..., nn.Module]] = {**_WITH_OPTIONS, **SMALL, **LARGE}
 
 
@@ -97,11 +105,13 @@ def build(
     *,
     precision: str = "float32",
     remat: bool = False,
+    vocabulary: Sequence[int] = (),
     **options: Any,
 ) -> nn.Module:
     """Makes a network by name.
 
-    `module.apply(variables, images_BxHxWxC, train=False) -> logits_BxK`.
+    `module.apply(variables, images_BxHxWxC, train=False) -> logits_BxK`; those for tables take rows
+    [B, F], float32 numbers or int32 indices of categories.
 
     Args:
         name: a key of `MODELS`. `ResNet50` and `MobileNetV2` are the literature's nets for 32x32
@@ -111,15 +121,18 @@ def build(
             logits are float32 either way.
         remat: whether the backward pass recomputes the inside of every block instead of keeping
             it: less memory for one more forward pass. Variables are the same either way.
-        **options: the network's own fields, as its class documents them; only `mlp` and `cnn` have
-            some.
+        vocabulary: of a dataset of categories, the number of values of each field, of which 0 is
+            the unknown one; empty for numbers and images.
+        **options: the network's own fields, as its class documents them; only `mlp`, `cnn` and
+            those for tables have some.
 
     Returns:
         A Linen module.
 
     Raises:
         ValueError: an unknown name, precision or option, with the nearest known one, fewer than
-            2 classes, or `remat` for a network without blocks.
+            2 classes, `remat` for a network without blocks, or a vocabulary for one that has no
+            use for it.
 
     Examples:
         >>> build("mlp", 10, hidden=(8,))
@@ -141,6 +154,11 @@ def build(
             f"remat=True: model {name!r} has no blocks to recompute; use remat=False, or a network "
             "with blocks such as 'resnet20'"
         )
+    if vocabulary and "vocabulary" not in inspect.signature(MODELS[name]).parameters:
+        raise ValueError(
+            f"model {name!r} computes with numbers, and this dataset holds indices of categories; "
+            f"use one of {', '.join(TABLES)}"
+        )
     fields = default_options(name)
     for option in options:
         if option not in fields:
@@ -148,6 +166,8 @@ def build(
             raise ValueError(f"model {name!r} has no option {option!r}{known}")
     if remat:
         options["remat"] = True
+    if vocabulary:
+        options["vocabulary"] = tuple(vocabulary)
     return MODELS[name](num_classes=num_classes, dtype=PRECISIONS[precision], **options)
 
 
@@ -176,6 +196,6 @@ def default_options(name: str) -> dict[str, Any]:
     """
     if name not in _WITH_OPTIONS:
         return {}
-    not_options = ("parent", "name", "num_classes", "dtype")
+    not_options = ("parent", "name", "num_classes", "dtype", "vocabulary", "held", "remat")
     fields = [f for f in dataclasses.fields(_WITH_OPTIONS[name]) if f.name not in not_options]
     return {field.name: field.default for field in fields}
