@@ -178,6 +178,7 @@ def _method(
             outer_soft=config.meta.outer_soft,
             drop_steps=tuple(epoch * steps_per_epoch for epoch in drops),
             replicas=replicas,
+            lazy_rows=config.optimizer.lazy_rows,
         )
     except _IMPOSSIBLE as error:  # choices that do not go together
         raise ConfigError(str(error)) from error
@@ -242,11 +243,11 @@ def _check_memory(field: str, variables: Any, config: ConfigDict, mesh: Mesh) ->
         )
 
 
-def _wants_no_loops(networks: Sequence[Any], mesh: Mesh, dataset: Dataset) -> bool:
+def _wants_no_loops(modules: Sequence[Any], mesh: Mesh, dataset: Dataset) -> bool:
     if mesh.devices.flat[0].platform != "cpu":
         return False
     key, images = jax.random.key(0), networks.example(dataset)
-    return any(convolution.has_convolutions(m.init, key, images) for m in networks)
+    return any(convolution.has_convolutions(m.init, key, images) for m in modules)
 
 
 def _check_batch(mesh: Mesh, field: str, batch_size: int, replicas: int, split: Sized) -> None:

@@ -79,7 +79,12 @@ def default() -> ConfigDict:
             },
             "ratio": _axis(ratios.RATIOS, "constant"),
             "role": _axis(roles.ROLES, "frozen"),
-            "optimizer": _optimizer_section("sgd", learning_rate=0.05, weight_decay=5e-4),
+            "optimizer": {
+                **_optimizer_section("sgd", learning_rate=0.05, weight_decay=5e-4),
+                # A step touches only the rows of embedding tables that its batches use; the others
+                # keep their moments, and weight decay does not reach them.
+                "lazy_rows": False,
+            },
             "meta": {
                 "order": "student_first",
                 "every": 1,  # the hypergradient is taken every this many steps

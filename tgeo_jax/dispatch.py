@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from tgeo_jax import distill, parallel
+from tgeo_jax import distill, parallel, rows
 from tgeo_jax.data import resident
 from tgeo_jax.metrics import Mean
 from tgeo_jax.models import convolution
@@ -27,8 +27,6 @@ from tgeo_jax.state import Batch, Teacher, TrainState
 
 Array = jax.Array
 PyTree = Any
-# (state, extra carry, indices) -> (state, extra carry, metrics), for all seeds
-Step = Callable[[TrainState, PyTree, PyTree], tuple[TrainState, PyTree, dict[str, Mean]]]
 _INNER_TERMS = (
     "hard_loss",
     "soft_loss",
@@ -39,6 +37,20 @@ _INNER_TERMS = (
 )
 _UNKNOWN = -1  # a first step that the host does not know: whatever the state is at
 Report = tuple[dict[str, Mean], dict[str, Array]]  # metrics of one step, what was not finite
+
+
+class Stepped(NamedTuple):
+    """A step of all seeds. What is kept of `before` and `after` becomes a state by `finish`."""
+
+    before: TrainState
+    after: TrainState
+    extra: PyTree
+    found: dict[str, Mean]
+    finish: Callable[[TrainState], TrainState] = lambda kept: kept
+
+
+# (state, extra carry, indices), of all seeds
+Step = Callable[[TrainState, PyTree, PyTree], Stepped]
 
 
 class Resident(NamedTuple):
@@ -166,9 +178,9 @@ class Dispatcher:
 
         def body(carry: tuple, indices: PyTree) -> tuple[tuple, Report]:
             state, extra, healthy = carry
-            stepped, extra, found = step(state, extra, indices)
-            state, healthy, report = _keep_if_finite(state, stepped, found, healthy)
-            return (state, extra, healthy), report
+            done = step(state, extra, indices)
+            kept, healthy, report = _keep_if_finite(done.before, done.after, done.found, healthy)
+            return (done.finish(kept), done.extra, healthy), report
 
         start = (state, extra, healthy)
         if num_steps == 1:  # without a loop: on CPU that decides how fast convolutions are
@@ -188,17 +200,12 @@ class Dispatcher:
         updates_fusion: bool | None,
     ) -> tuple[Step, PyTree, PyTree]:
         """Steps that share nothing but the state: (step, its extra carry, indices to scan over)."""
-        of_seed = self._over_seeds(
-            distill.train_step(self.method, teacher, updates_fusion),
-            (parallel.SEED_AXES, 0, 0),
-            (parallel.SEED_AXES, 0),
-        )
+        of_seed = self._of_seed(teacher, updates_fusion)
 
-        def step(state: TrainState, extra: PyTree, indices: PyTree) -> tuple:
+        def step(state: TrainState, extra: PyTree, indices: PyTree) -> Stepped:
             batch = self._batch(data.train, indices[0])
             outer = batch if len(indices) == 1 else self._batch(data.validation, indices[1])
-            stepped, found = of_seed(state, batch, outer)
-            return stepped, extra, found
+            return of_seed(state, batch, outer)
 
         train = self._order(state, data.train, num_steps, self.batch_size, Purpose.TRAIN_ORDER)
         if not self.method.meta_learned:
@@ -207,6 +214,31 @@ class Dispatcher:
             state, data.validation, num_steps, self._meta_batch_size, Purpose.VALIDATION_ORDER
         )
         return step, (), (train, validation)
+
+    def _of_seed(self, teacher: Teacher, updates_fusion: bool | None) -> Callable[..., Stepped]:
+        """(state, batch, outer batch) -> one step of all seeds."""
+        axes = parallel.SEED_AXES
+        if not self.method.lazy_rows:
+            whole = self._over_seeds(
+                distill.train_step(self.method, teacher, updates_fusion), (axes, 0, 0), (axes, 0)
+            )
+
+            def step(state: TrainState, batch: Batch, outer: Batch) -> Stepped:
+                stepped, found = whole(state, batch, outer)
+                return Stepped(state, stepped, (), found)
+
+            return step
+        # Whether to keep a step is asked of the rows in use alone: else all would be read again.
+        small = self._over_seeds(
+            rows.small_step(self.method, teacher, updates_fusion), (axes, 0, 0), (axes, axes, 0, 0)
+        )
+        put_back = self._over_seeds(rows.put_back, (axes, axes, 0), axes)
+
+        def lazy_step(state: TrainState, batch: Batch, outer: Batch) -> Stepped:
+            before, after, found, rows_SxU = small(state, batch, outer)
+            return Stepped(before, after, (), found, lambda kept: put_back(state, kept, rows_SxU))
+
+        return lazy_step
 
     def _pipelined(
         self,
@@ -238,11 +270,11 @@ class Dispatcher:
         first_order = jax.tree.map(lambda values: values[0], order)
         first, structure = jax.tree.flatten(start(state, self._batch(data.train, first_order)))
 
-        def step(state: TrainState, leaves: PyTree, indices: PyTree) -> tuple:
+        def step(state: TrainState, leaves: PyTree, indices: PyTree) -> Stepped:
             next_batch = self._batch(data.train, indices)
             current = jax.tree.unflatten(structure, leaves)
             stepped, following, found = of_seed(state, current, next_batch)
-            return stepped, jax.tree.leaves(following), found
+            return Stepped(state, stepped, jax.tree.leaves(following), found)
 
         return step, first, jax.tree.map(lambda values: values[1:], order)
 

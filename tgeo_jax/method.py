@@ -11,6 +11,7 @@ import jax
 import optax
 
 from tgeo_jax import fusion, losses, roles
+from tgeo_jax.models import tables
 
 Array = jax.Array
 ORDERS = ("student_first", "fusion_first", "prequential")
@@ -41,6 +42,8 @@ class Distillation:
         drop_steps: where the role's weights move on to their next value.
         replicas: equal parts of a batch that BatchNorm sees by themselves, see
             `objective.training_mode`; 1: the whole batch at once.
+        lazy_rows: whether a step reads and writes only the rows of the student's embedding tables
+            that its batches use; see `rows`.
     """
 
     student: nn.Module
@@ -60,6 +63,7 @@ class Distillation:
     outer_soft: float = 0.0
     drop_steps: tuple[int, ...] = ()
     replicas: int = 1
+    lazy_rows: bool = False
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:
@@ -69,8 +73,19 @@ class Distillation:
                 f"meta.estimator={self.estimator!r}: meta.order='prequential' reuses the forward "
                 "pass and is only available with meta.estimator='mixed'"
             )
+        if self.lazy_rows and not tables.has_tables(self.student):
+            raise ValueError(
+                "optimizer.lazy_rows=True: the student has no embedding tables; use False, or one "
+                "of the networks for tables of categories"
+            )
         if not self.meta_learned:
             return
+        if self.lazy_rows and self.order == "prequential":
+            raise ValueError(
+                "meta.order='prequential' hands the forward pass on the next batch to the next "
+                "step, which with optimizer.lazy_rows=True holds other rows; use "
+                "meta.order='student_first'"
+            )
         if self.order == "prequential" and self.role.peer is not None:
             raise ValueError(
                 "meta.order='prequential' looks at the next batch before its step, but a teacher "

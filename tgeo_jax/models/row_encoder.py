@@ -88,6 +88,7 @@ class RowEncoder(nn.Module):
     @nn.compact
     def __call__(self, rows_BxF: Array, train: bool = False) -> Array:
         self._check(rows_BxF)
+        embed: nn.Module
         if self.vocabulary:
             embed = Table(
                 self.vocabulary, self.width, self.hash_buckets, self.held, weight_init, name="table"

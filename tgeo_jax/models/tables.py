@@ -161,6 +161,20 @@ class Table(nn.Module):
         return jnp.take(rows_VxD, ids_BxF, axis=0, mode="clip")
 
 
+def is_table(path: Sequence[Any]) -> bool:
+    """Whether a leaf is a table, or what an optimiser keeps for each number of one.
+
+    Args:
+        path: of the leaf, as of `jax.tree_util.tree_map_with_path`.
+
+    Examples:
+        >>> tree = {"table": {"rows": 1.0}, "head": {"kernel": 2.0}}
+        >>> jax.tree_util.tree_map_with_path(lambda path, leaf: is_table(path), tree)
+        {'head': {'kernel': False}, 'table': {'rows': True}}
+    """
+    return bool(path) and getattr(path[-1], "key", None) == ROWS
+
+
 def has_tables(module: nn.Module) -> bool:
     """Whether a network looks rows up, so that they can be updated by themselves.
 

@@ -1,0 +1,182 @@
+"""Training steps that read and write only the rows of embedding tables that their batches use.
+
+    ids of both batches -> their rows, each once -> [ the step, on tables of these ] -> put back
+
+Everything inside of the brackets is the step of `distill`, unchanged: gradient, hypergradient and
+optimiser see tables of U rows in place of V. With SGD without momentum and weight decay the numbers
+are those of the whole tables. Otherwise what the optimiser does to a row without a gradient is left
+out until the row is used again: moments of Adam and momentum do not decay in between (lazy Adam),
+and weight decay reaches the rows in use alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tgeo_jax import distill, metrics
+from tgeo_jax.method import Distillation
+from tgeo_jax.models import tables
+from tgeo_jax.state import Batch, Teacher, TrainState
+
+Array = jax.Array
+PyTree = Any
+Found = dict[str, metrics.Mean]
+
+
+def used(method: Distillation, batch: Batch, val_batch: Batch) -> Array:
+    """The rows that a step reads, each once, in increasing order.
+
+    Args:
+        method: what is trained, with a student that has tables.
+        batch: of the step.
+        val_batch: the outer batch; nothing of it counts where the ratio has nothing to learn.
+
+    Returns:
+        int32 [U] with U the number of indices in the batches, or V if that is less; behind the last
+        row, V stands in every place that is left.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> from tgeo_jax import models
+        >>> student = models.build("deepfm", 2, vocabulary=(9, 9))
+        >>> method = SimpleNamespace(student=student, meta_learned=False, clean_view=lambda x: x)
+        >>> batch = Batch(jnp.array([[3, 0], [3, 5]]), jnp.array([0, 1]))
+        >>> print(used(method, batch, batch))
+        [ 3  9 14 18]
+    """
+    module: Any = method.student
+    size = sum(tables.field_sizes(module.vocabulary, module.hash_buckets))
+    batches = (batch, val_batch) if method.meta_learned else (batch,)
+    numbers = [_row_numbers(module, method.clean_view(one.images_BxHxWxC)) for one in batches]
+    flat = jnp.concatenate([rows_BxF.ravel() for rows_BxF in numbers])
+    return jnp.unique(flat, size=min(flat.size, size), fill_value=size)
+
+
+def take(state: TrainState, rows_U: Array) -> TrainState:
+    """The state with these rows in place of the student's tables, and of its anchor's.
+
+    What the optimiser keeps for every parameter is cut to the same rows. A row number behind the
+    last one gives zeros.
+
+    Args:
+        state: of one seed.
+        rows_U: from `used`.
+    """
+
+    def of_leaf(path: tuple, leaf: Array) -> Array:
+        if not tables.is_table(path):
+            return leaf
+        return leaf.at[rows_U].get(mode="fill", fill_value=0, indices_are_sorted=True)
+
+    student, anchor = jax.tree_util.tree_map_with_path(of_leaf, (state.student, state.anchor))
+    return state.replace(student=student, anchor=anchor)
+
+
+def put_back(state: TrainState, small: TrainState, rows_U: Array) -> TrainState:
+    """The state after a step: tables of before with these rows exchanged, the rest as it is now.
+
+    Args:
+        state: before the step, with whole tables.
+        small: after the step, with tables of U rows.
+        rows_U: as in `take`; what lies behind the last row is dropped.
+    """
+
+    def of_leaf(path: tuple, old: Array, new: Array) -> Array:
+        if not tables.is_table(path):
+            return new
+        return old.at[rows_U].set(new, mode="drop", indices_are_sorted=True)
+
+    student = jax.tree_util.tree_map_with_path(of_leaf, state.student, small.student)
+    return small.replace(student=student, anchor=state.anchor)
+
+
+def small_step(
+    method: Distillation, teacher: Teacher, updates_fusion: bool | None = None
+) -> Callable[[TrainState, Batch, Batch], tuple[TrainState, TrainState, Found, Array]]:
+    """The step of `distill.train_step` between `take` and `put_back`.
+
+    Args:
+        method: as there, with a student that has tables; not with order `prequential`.
+        teacher: as there; frozen teachers and teachers that train along have tables of their own,
+            and look them up by the batch's own indices.
+        updates_fusion: as there.
+
+    Returns:
+        `step(state, batch, val_batch) -> (small before, small after, metrics, rows_U)`.
+
+    Examples: in `train_step`.
+    """
+
+    def step(
+        state: TrainState, batch: Batch, val_batch: Batch
+    ) -> tuple[TrainState, TrainState, Found, Array]:
+        rows_U = used(method, batch, val_batch)
+        student: Any = _Holding(method.student, rows_U)
+        small = take(state, rows_U)
+        of_rows = dataclasses.replace(method, student=student, lazy_rows=False)
+        stepped, found = distill.train_step(of_rows, teacher, updates_fusion)(
+            small, batch, val_batch
+        )
+        return small, stepped, found, rows_U
+
+    return step
+
+
+def train_step(
+    method: Distillation, teacher: Teacher, updates_fusion: bool | None = None
+) -> Callable[[TrainState, Batch, Batch], tuple[TrainState, Found]]:
+    """`distill.train_step` on the rows in use.
+
+    Args:
+        method: as of `small_step`.
+        teacher: likewise.
+        updates_fusion: likewise.
+
+    Returns:
+        `step(state, batch, val_batch) -> (state, metrics)`.
+
+    Examples:
+        >>> import optax
+        >>> from tgeo_jax import losses, models, ratios, roles
+        >>> method = Distillation(
+        ...     models.build("deepfm", 2, vocabulary=(5, 9)), 2, roles.alone(None),
+        ...     losses.soft_loss("kl"), ratios.constant(), optax.sgd(0.1), optax.adam(1e-3), 10, 10,
+        ...     lambda keys, ids: ids, lambda ids: ids)
+        >>> batch = Batch(jnp.array([[1, 0], [0, 8]]), jnp.array([0, 1]))
+        >>> start = distill.init_state(method, 0, batch.images_BxHxWxC)
+        >>> state, _ = jax.jit(train_step(method, Teacher(None, None)))(start, batch, batch)
+        >>> before, now = (s.student.params["table"]["rows"] for s in (start, state))
+        >>> print(jnp.flatnonzero((before != now).any(axis=1)))    # 0 and 1; 5 and 13 behind them
+        [ 0  1  5 13]
+    """
+    of_rows = small_step(method, teacher, updates_fusion)
+
+    def step(state: TrainState, batch: Batch, val_batch: Batch) -> tuple[TrainState, Found]:
+        _, stepped, found, rows_U = of_rows(state, batch, val_batch)
+        return put_back(state, stepped, rows_U), found
+
+    return step
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Holding:
+    """A network that holds some rows of its tables, called as if it held them all."""
+
+    module: nn.Module
+    rows_U: Array
+
+    def apply(self, variables: PyTree, ids_BxF: Array, **how: Any) -> Any:
+        numbers_BxF = _row_numbers(self.module, ids_BxF)
+        places_BxF = jnp.searchsorted(self.rows_U, numbers_BxF).astype(jnp.int32)
+        module: Any = self.module.clone(held=self.rows_U.shape[0])
+        return module.apply(variables, places_BxF, **how)
+
+
+def _row_numbers(module: Any, ids_BxF: Array) -> Array:
+    return tables.row_numbers(ids_BxF, module.vocabulary, module.hash_buckets)
