@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pathlib
 import re
 
 import jax
@@ -10,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests import methods
+from tests import methods, several
 from tests.test_config import changed
 from tests.test_table_models import CATEGORIES, NUMBERS
 from tgeo_jax import assemble, distill, models, parallel, ratios, roles, rows
@@ -261,3 +263,57 @@ def test_a_student_without_tables_is_refused(monkeypatch):
 def test_an_order_that_looks_at_the_next_batch_is_refused():
     with pytest.raises(ValueError, match=r"^meta\.order='prequential' .*lazy_rows=True"):
         method(order="prequential")
+
+
+# Tables in parts over devices.
+
+
+IN_PARTS = {  # vocabulary, and what differs
+    "rows, lazy": ((6, 50), {}),
+    "columns": ((6, 51), {"role": roles.alone(None), "lazy_rows": False}),
+}
+
+
+def on_eight_devices(path: pathlib.Path) -> None:
+    """Runs in a process of its own: the number of devices is fixed when JAX starts."""
+    jax.config.update("jax_enable_x64", True)
+    found: dict = {"gap": {}, "parts": {}, "whole": {}}
+    for name, (vocabulary, changes) in IN_PARTS.items():
+        student, frozen = network(vocabulary=vocabulary, embedding=4), network(embedding=5)
+        chosen = method(**{"student": student, "role": roles.frozen(frozen), **changes})
+        data = Resident(clicks(24, 7, vocabulary), clicks(24, 8, vocabulary))
+        first, after = jax.device_get(start(chosen)), {}  # what is dispatched is donated
+        for parts in (1, 4):
+            mesh = parallel.make_mesh(1, jax.devices()[: 8 if parts > 1 else 1], parts)
+            state = of_seeds([first])
+            where = parallel.state_shardings(mesh, state)
+            placed = parallel.put(state, _leaf_by_leaf(where, state))
+            dispatcher, teacher = Dispatcher(chosen, mesh, 8, 8), teacher_of(chosen)
+            program, _ = dispatcher.program(placed, teacher, data, 1, 0)
+            stepped, _ = dispatcher.run(placed, teacher, data, 1, 0)
+            after[parts] = jax.device_get((stepped.student, stepped.fusion))
+            table = stepped.student.params["table"]["rows"].addressable_shards[0].data
+            whole = re.findall(rf"= \(?f64\[1,{sum(vocabulary)},4\]", program.as_text())
+            found["parts"].setdefault(name, []).append(table.shape)
+            found["whole"].setdefault(name, []).append(len(whole))
+        leaves = zip(jax.tree.leaves(after[1]), jax.tree.leaves(after[4]), strict=True)
+        found["gap"][name] = max(float(np.abs(a - b).max()) for a, b in leaves)
+    path.write_text(json.dumps(found))
+
+
+def _leaf_by_leaf(prefix, tree):
+    """A prefix of a tree of shardings as a whole one."""
+    return jax.tree.map(lambda where, part: jax.tree.map(lambda _: where, part), prefix, tree)
+
+
+def test_tables_in_parts_over_devices_are_trained_as_whole_ones(tmp_path):
+    found = several.on_eight_devices("test_rows.on_eight_devices", tmp_path / "found.json")
+    assert set(found["gap"]) == set(IN_PARTS)
+    assert max(found["gap"].values()) < 1e-10, found
+    assert found["parts"] == {
+        "rows, lazy": [[1, 56, 4], [1, 14, 4]],
+        "columns": [[1, 57, 4], [1, 57, 1]],
+    }
+    # With lazy rows no device holds a whole table at any time.
+    alone, together = found["whole"]["rows, lazy"]
+    assert (alone > 0, together) == (True, 0), found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -52,7 +51,7 @@ def teacher(run: Run) -> tuple[Teacher, int]:
     if trained.variables is not None:
         where = parallel.weight_shardings(mesh, trained.variables)
         variables = jax.tree.map(_shape, trained.variables, where)
-        count = sum(bytes_on_one(leaf.sharding, leaf) for leaf in jax.tree.leaves(variables))
+        count = parallel.bytes_on_one(where, variables)
     if method.role.peer is not None:
         return Teacher(None, None), count
     if method.ratio.reads_class_means:
@@ -60,7 +59,7 @@ def teacher(run: Run) -> tuple[Teacher, int]:
         shape = (*each, method.num_classes, method.num_classes)
         replicated = parallel.replicated(mesh)
         means = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=replicated)
-        count += bytes_on_one(replicated, means)
+        count += parallel.bytes_on_one(replicated, means)
     return Teacher(None if method.role.cached is not None else variables, means), count
 
 
@@ -83,7 +82,7 @@ def data(run: Run) -> tuple[Resident, int]:
             )
         ]
     test = _batch(dataset.test.images, dataset.test.labels)
-    return Resident(*both), bytes_on_one(parallel.replicated(mesh), (both, test))
+    return Resident(*both), parallel.bytes_on_one(parallel.replicated(mesh), (both, test))
 
 
 def _streamed(run: Run, dataset: streaming.StreamedDataset) -> tuple[Resident, int]:
@@ -106,7 +105,7 @@ def _streamed(run: Run, dataset: streaming.StreamedDataset) -> tuple[Resident, i
     interval = config.train.eval_every * run.steps_per_epoch
     longest = max(dispatch.chunks(interval, config.train.steps_per_dispatch))
     of_step = batches(1)
-    count = 2 * bytes_on_one(parallel.steps_sharding(run.mesh), batches(longest))
+    count = 2 * parallel.bytes_on_one(parallel.steps_sharding(run.mesh), batches(longest))
     return Resident(of_step[0], of_step[-1]), count
 
 
@@ -123,17 +122,3 @@ def _shape(array: Any, sharding: NamedSharding | None = None) -> Any:
     """As JAX would hold it: in 32 bits, unless told otherwise."""
     dtype = jax.dtypes.canonicalize_dtype(array.dtype)
     return jax.ShapeDtypeStruct(array.shape, dtype, sharding=sharding)
-
-
-def bytes_on_one(sharding: Any, tree: PyTree) -> int:
-    """Of one device, for leaves that are all cut in the same way.
-
-    Examples:
-        >>> mesh = parallel.make_mesh(1, jax.devices()[:1])
-        >>> bytes_on_one(parallel.replicated(mesh), {"w": jnp.ones((3, 4))})
-        48
-    """
-    return sum(
-        math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )

@@ -235,7 +235,10 @@ def _check_memory(field: str, variables: Any, config: ConfigDict, mesh: Mesh) ->
     """What could not even be initialised is refused here; see `memory` for what a step needs."""
     available = memory.free(mesh.local_devices[0])
     seeds = config.seeds // config.mesh.seed
-    wanted = 4 * seeds * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables))
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((config.seeds, *leaf.shape), np.float32), variables
+    )
+    wanted = parallel.bytes_on_one(parallel.table_shardings(mesh, shapes), shapes)
     if available is not None and wanted > available:
         raise ConfigError(
             f"{field}: its parameters need {wanted / 1e6:,.1f} MB for seeds={seeds} on a device, "

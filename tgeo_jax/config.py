@@ -104,7 +104,9 @@ def default() -> ConfigDict:
             },
             "mesh": {
                 "seed": 1,  # devices along the seed axis; the rest share the batch
-                "model": 1,  # of those, how many keep a frozen teacher's parameters in parts
+                # Of those, how many keep a frozen teacher's parameters and a student's embedding
+                # tables in parts.
+                "model": 1,
                 # Parts of a batch that BatchNorm sees by themselves: 1 as under jax.jit, 0: one for
                 # each device that shares the batch, as under jax.pmap.
                 "replicas": 1,

@@ -93,18 +93,7 @@ class Dispatcher:
         self.method, self._mesh, self._streamed = method, mesh, streamed
         self._loop_free = loop_free
         self.batch_size, self._meta_batch_size = batch_size, meta_batch_size
-        state, replicated = parallel.state_shardings(mesh), parallel.replicated(mesh)
-        data = parallel.steps_sharding(mesh) if streamed else replicated
         self._programs: dict[tuple[int, bool | None], jax.stages.Compiled] = {}
-        self._jitted = jax.jit(
-            self._run,
-            static_argnums=(4, 5),
-            donate_argnums=0,
-            # The teacher stays as it was placed: whole, or in parts.
-            in_shardings=(state, None, data, replicated),
-            # What the host reads must be whole in every process.
-            out_shardings=(state, replicated),
-        )
 
     def run(
         self,
@@ -154,8 +143,20 @@ class Dispatcher:
         first_step: int | None = None,
     ) -> jax.stages.Lowered:
         """That program before it is compiled; the shapes of the arguments will do."""
+        where = parallel.state_shardings(self._mesh, state)
+        replicated = parallel.replicated(self._mesh)
+        of_data = parallel.steps_sharding(self._mesh) if self._streamed else replicated
+        jitted = jax.jit(
+            self._run,
+            static_argnums=(4, 5),
+            donate_argnums=0,
+            # The teacher stays as it was placed: whole, or in parts.
+            in_shardings=(where, None, of_data, replicated),
+            # What the host reads must be whole in every process.
+            out_shardings=(where, replicated),
+        )
         static = self._static(num_steps, first_step)
-        return self._jitted.lower(state, teacher, data, _known(first_step), *static)
+        return jitted.lower(state, teacher, data, _known(first_step), *static)
 
     def _static(self, num_steps: int, first_step: int | None) -> tuple[int, bool | None]:
         every = self.method.meta_every

@@ -129,14 +129,12 @@ def plan(config: ConfigDict) -> Plan:
         options: Any = {**convolution.compiler_options(), "xla_backend_optimization_level": 0}
         program = lowered.compile(compiler_options=options)
     costs, text = program.cost_analysis() or {}, program.as_text() or ""
-    shardings = parallel.state_shardings(run.mesh)
-    by_field = jax.tree.map(abstract.bytes_on_one, shardings, state)
     return Plan(
         config=config,
         mesh=dict(run.mesh.shape),
         memory={
-            STATE: sum(jax.tree.leaves(by_field)),
-            BEST: abstract.bytes_on_one(parallel.by_seed(run.mesh), best),
+            STATE: parallel.bytes_on_one(parallel.state_shardings(run.mesh, state), state),
+            BEST: parallel.bytes_on_one(parallel.table_shardings(run.mesh, best), best),
             TEACHER: teacher_bytes,
             DATA: data_bytes,
             WORKING: memory.needed(program).working,

@@ -1,7 +1,8 @@
 """One mesh with the axes `seed`, `data` and `model`, and where each array lives on it.
 
 State has a leading seed axis, sharded over `seed`; a batch is sharded over `data` and `model`;
-datasets are on every device, and so is the frozen teacher unless it is cut over `model`. The mean
+datasets are on every device, and so is the frozen teacher unless it is cut over `model`, as the
+student's embedding tables are. The mean
 over the batch is taken inside the differentiated function, so gradients, hypergradients and
 BatchNorm statistics are those of the whole batch. All of it holds for devices of several processes:
 each of them runs the same program and holds its part of every array.
@@ -9,6 +10,7 @@ each of them runs the same program and holds its part of every array.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,6 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tgeo_jax.errors import ConfigError
+from tgeo_jax.models import tables
 from tgeo_jax.state import TrainState
 
 PyTree = Any
@@ -216,8 +219,44 @@ def steps_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(None, BATCH))
 
 
-def state_shardings(mesh: Mesh) -> TrainState:
+def table_shardings(mesh: Mesh, tree: PyTree) -> PyTree:
+    """A student's, leaves [seeds, ...]: embedding tables cut over `model`, the rest by seed alone.
+
+    A table [seeds, V, D], and what an optimiser keeps for it, is cut along V, or along D where
+    only that divides; where neither does it is whole on every device of its seed.
+
+    Args:
+        mesh: whose axes they are.
+        tree: of arrays or their shapes.
+
+    Returns:
+        A prefix of the tree.
+
+    Examples:
+        >>> mesh = make_mesh(1, jax.devices()[:1])
+        >>> tuple(table_shardings(mesh, {"table": {"rows": np.ones((1, 6, 2))}}).spec)
+        ('seed',)
+    """
+    parts, seeds = mesh.shape["model"], by_seed(mesh)
+    if parts == 1:
+        return seeds
+
+    def of_leaf(path: tuple, leaf: Any) -> NamedSharding:
+        if not tables.is_table(path):
+            return seeds
+        axis = next((axis for axis in (1, 2) if leaf.shape[axis] % parts == 0), None)
+        spec = () if axis is None else (*(None,) * (axis - 1), "model")
+        return NamedSharding(mesh, PartitionSpec("seed", *spec))
+
+    return jax.tree_util.tree_map_with_path(of_leaf, tree)
+
+
+def state_shardings(mesh: Mesh, state: TrainState | None = None) -> TrainState:
     """Where each part of the state lives, as a prefix of its tree.
+
+    Args:
+        mesh: whose axes they are.
+        state: with its shapes, embedding tables are cut over `model`; None: by seed alone.
 
     Examples:
         >>> tuple(state_shardings(make_mesh(1, jax.devices()[:1])).seed.spec)
@@ -225,9 +264,32 @@ def state_shardings(mesh: Mesh) -> TrainState:
     """
     seeds: Any = by_seed(mesh)
     step: Any = replicated(mesh)
+    student = seeds if state is None else table_shardings(mesh, state.student)
     return TrainState(
-        step=step, seed=seeds, student=seeds, fusion=seeds, teacher=seeds, anchor=seeds
+        step=step, seed=seeds, student=student, fusion=seeds, teacher=seeds, anchor=seeds
     )
+
+
+def bytes_on_one(shardings: PyTree, tree: PyTree) -> int:
+    """What one device holds of arrays that are cut in these ways.
+
+    Args:
+        shardings: a prefix of the tree; one alone is that of all leaves.
+        tree: of arrays or their shapes.
+
+    Examples:
+        >>> mesh = make_mesh(1, jax.devices()[:1])
+        >>> bytes_on_one(replicated(mesh), {"w": jnp.ones((3, 4))})
+        48
+    """
+
+    def of_part(cut: NamedSharding, part: PyTree) -> list[int]:
+        return [
+            math.prod(cut.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(part)
+        ]
+
+    return sum(jax.tree.leaves(jax.tree.map(of_part, shardings, tree)))
 
 
 def over_seeds(

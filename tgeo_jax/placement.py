@@ -84,9 +84,9 @@ def first_state(run: Run, seeds: tuple[int, ...]) -> tuple[TrainState, Best]:
         out_axes=parallel.SEED_AXES,
     )
     own = [of_generation(seed, run.config.generation) for seed in seeds]
-    state = jax.jit(init, out_shardings=parallel.state_shardings(run.mesh))(
-        np.asarray(own, np.uint32), trained, run.anchor
-    )
+    inputs = np.asarray(own, np.uint32), trained, run.anchor
+    where = parallel.state_shardings(run.mesh, jax.eval_shape(init, *inputs))
+    state = jax.jit(init, out_shardings=where)(*inputs)
     by_seed = parallel.by_seed(run.mesh)
     # The state's buffers are donated to the first dispatch; best must not share them.
     student = jax.tree.map(jnp.copy, (state.student, state.fusion.params))
