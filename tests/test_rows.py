@@ -110,8 +110,6 @@ METHODS = {
 def test_with_sgd_the_rows_in_use_are_updated_as_in_the_whole_tables(changes, x64):
     chosen = method(**changes)
     teacher, state = teacher_of(chosen), start(chosen)
-    if chosen.role.anchored:
-        assert state.anchor is not None
     dense = steps(distill.train_step(chosen, teacher), state)
     lazy = steps(rows.train_step(chosen, teacher), state)
     methods.close(lazy, dense, rtol=1e-9, atol=1e-12)
@@ -120,6 +118,12 @@ def test_with_sgd_the_rows_in_use_are_updated_as_in_the_whole_tables(changes, x6
     if chosen.meta_learned:  # so that the hypergradient was compared
         fusion = jax.tree.map(lambda a, b: np.abs(a - b).max(), dense[-1][0].fusion, state.fusion)
         assert min(jax.tree.leaves(fusion.params)) > 1e-7
+
+
+def test_one_of_these_methods_has_an_anchor_and_a_peer():
+    role = method(**METHODS["an anchor and a peer"]).role
+    assert role.anchored
+    assert role.peer is not None
 
 
 def test_adam_and_weight_decay_are_lazy(x64):

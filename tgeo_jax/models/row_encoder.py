@@ -64,8 +64,8 @@ class RowEncoder(nn.Module):
             range.
 
     References:
-        BERT (Devlin et al. 2018, arXiv 1810.04805); tokens of numbers as in FT-Transformer
-        (Gorishniy et al. 2021, arXiv 2106.11959), equation 1.
+        BERT (Devlin et al. 2018, arXiv 1810.04805); tokens of numbers as the feature
+        tokenizer of FT-Transformer makes them (Gorishniy et al. 2021, arXiv 2106.11959).
 
     Examples:
         >>> net = RowEncoder(5, layers=1, width=8, heads=2)
