@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from tgeo_jax import bilevel, choices, distill, losses, optimizers, ratios, roles, values
+from tgeo_jax import bilevel, choices, distill, losses, margins, optimizers, ratios, roles, values
 from tgeo_jax.errors import ConfigError, nearest
 from tgeo_jax.models.build import MODELS, PRECISIONS, default_options
 
@@ -66,6 +66,8 @@ def default() -> ConfigDict:
             "loss": {
                 **_axis(losses.SOFT_LOSSES, "kl"),  # or several, joined: "kl+cmkd"
                 "weights": (),  # of those several; empty: 1 each
+                "hard": "cross_entropy",  # the margin losses need networks with a cosine head
+                **_options(margins.HARD_LOSSES),
             },
             "ratio": _axis(ratios.RATIOS, "constant"),
             "role": _axis(roles.ROLES, "frozen"),
@@ -198,6 +200,10 @@ def options_of(section: ConfigDict) -> dict[str, Any]:
 
 
 def _axis(table: dict[str, Callable], name: str) -> dict[str, Any]:
+    return {"name": name, **_options(table)}
+
+
+def _options(table: dict[str, Callable]) -> dict[str, dict[str, Any]]:
     sections = {
         key: {
             # A flag needs a type to be parsed by, and "chosen for you" always stands for a number.
@@ -207,7 +213,7 @@ def _axis(table: dict[str, Callable], name: str) -> dict[str, Any]:
         }
         for key, function in table.items()
     }
-    return {"name": name, **sections}
+    return sections
 
 
 def _models(name: str) -> dict[str, Any]:
@@ -291,6 +297,7 @@ _RULES: dict[str, Rule] = {
         lambda v: all(w >= 0 and math.isfinite(w) for w in v),
         "hold finite numbers >= 0",
     ),
+    "loss.hard": _one_of(margins.HARD_LOSSES),
     "ratio.name": _one_of(ratios.RATIOS),
     "role.name": _one_of(roles.ROLES),
     "meta.order": _one_of(distill.ORDERS),

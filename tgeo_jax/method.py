@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import optax
 
-from tgeo_jax import fusion, losses, roles
+from tgeo_jax import fusion, losses, margins, roles
 
 Array = jax.Array
 ORDERS = ("student_first", "fusion_first", "prequential")
@@ -41,6 +41,9 @@ class Distillation:
         drop_steps: where the role's weights move on to their next value.
         replicas: equal parts of a batch that BatchNorm sees by themselves, see
             `objective.training_mode`; 1: the whole batch at once.
+        hard_loss: what the student's logits are compared with the label by, in the inner and in the
+            outer loss; evaluation reports the cross-entropy whatever this is.
+        teacher_hard_loss: likewise of a teacher that trains along.
     """
 
     student: nn.Module
@@ -60,6 +63,8 @@ class Distillation:
     outer_soft: float = 0.0
     drop_steps: tuple[int, ...] = ()
     replicas: int = 1
+    hard_loss: margins.HardLoss = losses.cross_entropy
+    teacher_hard_loss: margins.HardLoss = losses.cross_entropy
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from tgeo_jax.errors import nearest
 from tgeo_jax.models import mobilenet, shufflenet
 from tgeo_jax.models.cnn import CNN
+from tgeo_jax.models.iresnet import IResNet
 from tgeo_jax.models.mlp import MLP
+from tgeo_jax.models.mobilefacenet import MobileFaceNet
 from tgeo_jax.models.resnet import ResNet
 from tgeo_jax.models.vgg import VGG
 from tgeo_jax.models.vit import ViT
@@ -87,7 +89,15 @@ LARGE: Mapping[str, Callable[..., nn.Module]] = {
     "deit_small": _fixed(ViT, width=384, depth=12, heads=6),
     "vit_base": _fixed(ViT, width=768, depth=12, heads=12),
 }
-_WITH_OPTIONS: Mapping[str, type[nn.Module]] = {"mlp": MLP, "cnn": CNN}
+_IRESNET = _fixed(IResNet, widths=_FULL)
+# Those of faces, which end in a cosine head; see `cosine.FaceNetwork`.
+FACES: Mapping[str, Callable[..., nn.Module]] = {
+    "iresnet": IResNet,
+    "iresnet18": _fixed(_IRESNET, depths=(2, 2, 2, 2), stem_strides=1),
+    "iresnet50": _fixed(_IRESNET, depths=(3, 4, 14, 3), stem_strides=1),
+    "mobilefacenet": MobileFaceNet,
+}
+_WITH_OPTIONS: Mapping[str, Callable[..., nn.Module]] = {"mlp": MLP, "cnn": CNN, **FACES}
 MODELS: Mapping[str, Callable[..., nn.Module]] = {**_WITH_OPTIONS, **SMALL, **LARGE}
 
 
@@ -111,8 +121,8 @@ def build(
             logits are float32 either way.
         remat: whether the backward pass recomputes the inside of every block instead of keeping
             it: less memory for one more forward pass. Variables are the same either way.
-        **options: the network's own fields, as its class documents them; only `mlp` and `cnn` have
-            some.
+        **options: the network's own fields, as its class documents them; only `mlp`, `cnn` and the
+            networks of faces have some.
 
     Returns:
         A Linen module.
@@ -176,6 +186,10 @@ def default_options(name: str) -> dict[str, Any]:
     """
     if name not in _WITH_OPTIONS:
         return {}
-    not_options = ("parent", "name", "num_classes", "dtype")
-    fields = [f for f in dataclasses.fields(_WITH_OPTIONS[name]) if f.name not in not_options]
+    made: Any = _WITH_OPTIONS[name]
+    fixed = getattr(made, "keywords", {})
+    not_options = ("parent", "name", "num_classes", "dtype", "remat", *fixed)
+    fields = [
+        f for f in dataclasses.fields(getattr(made, "func", made)) if f.name not in not_options
+    ]
     return {field.name: field.default for field in fields}
