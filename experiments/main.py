@@ -14,7 +14,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments import commandline
-from tgeo_jax import cluster, device_kinds, dry_run, generations, parallel, peers
+from tgeo_jax import cluster, comparison, device_kinds, dry_run, generations, parallel, peers
 from tgeo_jax import config as configs
 from tgeo_jax.errors import ConfigError
 from tgeo_jax.workdir import Workdir
@@ -100,11 +100,19 @@ def _tell(folder: Workdir, result: dict, finished_before: bool) -> None:
     if finished_before:
         print(f"{folder.path} is finished; nothing to do.")
     print(report.text_table({folder.path.name: result}))
+    if "verification" in result:
+        print(_of_faces(result["verification"]))
     corrupt = result.get("dataset", {}).get("corrupt", [])
     if corrupt:
         print(f"{len(corrupt)} corrupt images skipped: {', '.join(corrupt)}")
     runs = {run.path.name: run for run in folder.generations()} or {folder.path.name: folder}
     print(f"Report: {report.write(runs, folder.report)}")
+
+
+def _of_faces(found: dict) -> str:
+    shown = {name: comparison.percent(value) for name, value in found.items()}
+    names = [name for name in shown if name != "accuracy_std"]
+    return "verification: " + ", ".join(f"{name} {shown[name]}" for name in names)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,8 @@ def data(run: Run) -> tuple[Resident, int]:
             )
         ]
     test = _batch(dataset.test.images, dataset.test.labels)
-    return Resident(*both), bytes_on_one(parallel.replicated(mesh), (both, test))
+    pairs = [] if dataset.verification is None else [_shape(dataset.verification.images)]
+    return Resident(*both), bytes_on_one(parallel.replicated(mesh), (both, test, pairs))
 
 
 def _streamed(run: Run, dataset: streaming.StreamedDataset) -> tuple[Resident, int]:

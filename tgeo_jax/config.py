@@ -48,6 +48,7 @@ def default() -> ConfigDict:
                 "crop_padding": 0,  # random crop after zero padding by this many pixels
                 "flip": False,  # random horizontal flip
                 "cutout": 0,  # side in pixels of a square without content
+                "flip_average": True,  # in verification: embeddings of image + mirror image
                 "randaugment_layers": 0,  # random operations on every image
                 "randaugment_magnitude": 9.0,  # in [0, 10]
                 "pipeline": "resident",  # on the device; or "stream": read as needed

@@ -49,6 +49,7 @@ def result(
         best validation accuracy. `commit` holds several hashes joined by "+" where there were some.
     """
     per_seed = [_of_seed(seed, records) for seed in seeds]
+    verified = [name for name in records[-1] if name.startswith("verification/")]
     devices, dataset = jax.devices(), run.dataset
     splits = ("train", "validation", "test")
     return {
@@ -58,6 +59,16 @@ def result(
             which: mean_and_std([seed[which]["test/accuracy"] for seed in per_seed])
             for which in ("last", "best_by_validation")
         },
+        **(
+            {
+                "verification": {
+                    name.partition("/")[2]: mean_and_std([seed["last"][name] for seed in per_seed])
+                    for name in verified
+                }
+            }
+            if verified
+            else {}
+        ),
         "per_seed": per_seed,
         "teacher": teacher,
         "seconds": records[-1]["time/seconds"],
@@ -96,11 +107,12 @@ def _epoch_seconds(own: list[dict[str, Any]]) -> list[float]:
 
 def _of_seed(seed: int, records: list[dict[str, Any]]) -> dict[str, Any]:
     own = [record for record in records if record["seed"] == seed]
+    names = [*_OF_SEED, *(name for name in own[-1] if name.startswith("verification/"))]
     best = max(own, key=lambda record: record["validation/accuracy"])  # the first of equals
     return {
         "seed": seed,
-        "last": {name: own[-1][name] for name in _OF_SEED if name in own[-1]},
-        "best_by_validation": {name: best[name] for name in _OF_SEED if name in best},
+        "last": {name: own[-1][name] for name in names if name in own[-1]},
+        "best_by_validation": {name: best[name] for name in names if name in best},
     }
 
 

@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from tgeo_jax import comparison, writers
+from tgeo_jax import comparison, roc_figure, writers
 from tgeo_jax.errors import DataError
 from tgeo_jax.workdir import Workdir
 
@@ -123,6 +123,15 @@ def _figures(runs: Mapping[str, Workdir]) -> Iterator[tuple[str, str, str, Figur
             "Mean over seeds; bands are one standard deviation.",
             _accuracy(runs),
         )
+        verified = {run: folder for run, folder in runs.items() if roc_figure.has_pairs(folder)}
+        if verified:
+            yield (
+                "roc",
+                "Verification of people who were never trained on",
+                "First seed at the end of training; the area under the curve is the mean over "
+                "seeds.",
+                roc_figure.draw(verified, _COLOURS),
+            )
         for run, folder in runs.items():
             if not _learned_ratio(folder):
                 continue

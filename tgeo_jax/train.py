@@ -25,6 +25,7 @@ from tgeo_jax import (
     profiling,
     samples,
     teachers,
+    verifier,
 )
 from tgeo_jax import config as configs
 from tgeo_jax import workdir as workdirs
@@ -106,6 +107,7 @@ class _Trainer:
             one_by_one=run.loop_free,
             mesh=mesh,
         )
+        self.verifier = verifier.of(run, run.method.student, seeds=True)
         self.trained_teacher = placement.teacher(run)
         self.teacher_evaluator, self.said_of_test = None, None
         if self.trained_teacher is not None:
@@ -167,6 +169,14 @@ class _Trainer:
             self._save_samples(self.teacher_evaluator)
         self.checkpoints.close()  # the result must not say more than the disk holds
         taught = self._about_teacher()
+        if self.verifier is not None:
+            known = self.verifier.finish(
+                self.run,
+                self.folder.verification,
+                _variables(self.state),
+                lambda: _teacher_variables(self.state, self.trained_teacher),
+            )
+            taught = {**taught, "verification": known} if taught and known else taught
         result = self._result(taught) if jax.process_index() == 0 else None
         if result is not None:
             self.folder.write_result(result)
@@ -296,6 +306,9 @@ class _Trainer:
             taught = self.teacher_evaluator.metrics(_teacher_variables(self.state), self.test)
             splits["test_teacher"] = taught
         found = parallel.fetch(splits)
+        verified = list[dict[str, float]]()
+        if self.verifier is not None:
+            verified = self.verifier.scores(self.verifier.similarity(variables))
         self.writers.progress(
             step, validation=f"{float(np.mean(found['validation']['accuracy'].total)):.0f}"
             f"/{found['validation']['accuracy'].count[0]:.0f}"
@@ -315,6 +328,8 @@ class _Trainer:
             for split, means in found.items():
                 of_seed = jax.tree.map(lambda leaf, i=index: leaf[i], means)
                 record |= {f"{split}/{name}": v for name, v in summarise(of_seed).items()}
+            if verified:
+                record |= {f"verification/{name}": v for name, v in verified[index].items()}
             records.append(record | shared)
         return records
 

@@ -65,6 +65,10 @@ class Workdir:
         return self.path / "samples.npz"
 
     @property
+    def verification(self) -> pathlib.Path:
+        return self.path / "verification.npz"
+
+    @property
     def report(self) -> pathlib.Path:
         return self.path / "report"
 
