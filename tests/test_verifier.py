@@ -13,9 +13,9 @@ from tgeo_jax import (
     assemble,
     checkpoint,
     dry_run,
-    generations,
     models,
     report,
+    roles,
     train,
     verification,
     verifier,
@@ -47,15 +47,14 @@ def config(data_dir, role="alone"):
     for which in ("student", "teacher"):
         chosen[which].iresnet.update(NET)
     chosen.role.name, chosen.loss.hard, chosen.ratio.name = role, "cosface", "weighted"
-    chosen.role.trikd.generations = 1
     chosen.train.epochs, chosen.seeds = 2, 2
     return chosen
 
 
 @pytest.fixture(scope="module")
-def chain(data_dir, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("chain")
-    result = generations.run(config(data_dir, "trikd"), folder, progress=False)
+def trained(data_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    result = train.run(config(data_dir, "dml"), folder, progress=False)
     return Workdir(folder), result
 
 
@@ -80,8 +79,8 @@ def by_hand(folder, index, flip_average=True):
     return np.array([unit[i] @ unit[j] for i, j in pairs.pairs]), pairs
 
 
-def test_similarities_are_cosines_of_flip_averaged_embeddings(chain):
-    folder = chain[0].generation(1)
+def test_similarities_are_cosines_of_flip_averaged_embeddings(trained):
+    folder = trained[0]
     stored = verifier.load(folder.verification)
     assert stored["student"].shape == stored["teacher"].shape == (2, 8)
     for index in range(2):
@@ -92,8 +91,8 @@ def test_similarities_are_cosines_of_flip_averaged_embeddings(chain):
     assert np.abs(plain - stored["student"][0]).max() > 1e-4
 
 
-def test_every_record_has_the_scores_and_the_result_their_mean(chain):
-    folder, result = chain[0].generation(1), chain[1]
+def test_every_record_has_the_scores_and_the_result_their_mean(trained):
+    folder, result = trained[0], trained[1]
     stored = verifier.load(folder.verification)
     records = read_records(folder.metrics)
     assert [record["epoch"] for record in records] == [1, 1, 2, 2]
@@ -115,15 +114,15 @@ def test_every_record_has_the_scores_and_the_result_their_mean(chain):
     assert json.loads((folder.path / "result.json").read_text())["verification"]
 
 
-def test_the_report_has_a_roc_figure(chain, tmp_path):
-    runs = {folder.path.name: folder for folder in chain[0].generations()}
+def test_the_report_has_a_roc_figure(trained, tmp_path):
+    runs = {"one": trained[0], "two": trained[0]}
     page = report.write(runs, tmp_path).read_text()
     assert "Verification of people who were never trained on" in page
     assert (tmp_path / "figures" / "roc.png").stat().st_size > 10_000
 
 
-def test_damaged_similarities_are_named(chain, tmp_path):
-    content = chain[0].generation(0).verification.read_bytes()
+def test_damaged_similarities_are_named(trained, tmp_path):
+    content = trained[0].verification.read_bytes()
     (tmp_path / "verification.npz").write_bytes(content[: len(content) // 2])
     with pytest.raises(DataError, match=r"verification\.npz: damaged .*or delete it"):
         verifier.load(tmp_path / "verification.npz")
@@ -163,7 +162,5 @@ def test_what_a_dry_run_counts_of_data_holds_the_pairs(data_dir):
 
 def test_an_ensemble_has_no_embeddings(data_dir):
     run = assemble.assemble(config(data_dir))
-    from tgeo_jax import roles
-
     ensemble = roles.Ensemble((models.build("mlp", 3), models.build("mlp", 3)))
     assert verifier.of(run, ensemble, seeds=False) is None
