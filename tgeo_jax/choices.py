@@ -257,9 +257,9 @@ def _check_widths(config: ConfigDict) -> None:
 # Of numbers among the options of networks: what is right, and its name.
 _OPTION_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "embedding": (lambda v: v > 0, "be a positive integer"),
-    "soft_scale": (lambda v: v > 0 and math.isfinite(v), "be a finite number > 0"),
+    "soft_scale": (lambda v: 1e-6 <= v <= 1e6, "lie in [1e-6, 1e6]; 16 is the default"),
     "dropout": (lambda v: 0 <= v < 1, "lie in [0, 1)"),
-    "stem_strides": (lambda v: v > 0, "be a positive integer"),
+    "stem_strides": (lambda v: 1 <= v <= 16, "be an integer in [1, 16]"),
 }
 
 

@@ -46,14 +46,14 @@ def arcface(
         logits_BxK: of a cosine head, `soft_scale * cos(theta)`.
         labels_B: class indices in [0, K).
         soft_scale: of that head, > 0.
-        scale: s > 0.
+        scale: s in [1e-6, 1e6].
         margin: m in radians, in [0, pi/2].
 
     Returns:
         loss_B in nats, >= 0.
 
     Raises:
-        ValueError: wrong ranks or sizes, a scale that is not positive, a margin out of range.
+        ValueError: wrong ranks or sizes, a scale or margin out of range.
 
     References:
         Deng et al. 2019, "ArcFace: Additive Angular Margin Loss for Deep Face Recognition" (arXiv
@@ -91,14 +91,14 @@ def cosface(
         logits_BxK: of a cosine head, `soft_scale * cos(theta)`.
         labels_B: class indices in [0, K).
         soft_scale: of that head, > 0.
-        scale: s > 0.
+        scale: s in [1e-6, 1e6].
         margin: m in [0, 2].
 
     Returns:
         loss_B in nats, >= 0.
 
     Raises:
-        ValueError: wrong ranks or sizes, a scale that is not positive, a margin out of range.
+        ValueError: wrong ranks or sizes, a scale or margin out of range.
 
     References:
         Wang et al. 2018, "CosFace: Large Margin Cosine Loss for Deep Face Recognition" (arXiv
@@ -152,8 +152,8 @@ def hard_loss(name: str, soft_scale: float | None, **options: Any) -> HardLoss:
 
 
 def _check(name: str, scale: float, margin: float, largest: float) -> None:
-    if not (scale > 0 and math.isfinite(scale)):
-        raise ValueError(f"loss.{name}.scale={scale}: must be a finite number > 0; 64 is usual")
+    if not 1e-6 <= scale <= 1e6:
+        raise ValueError(f"loss.{name}.scale={scale}: must lie in [1e-6, 1e6]; 64 is usual")
     if not 0 <= margin <= largest:
         raise ValueError(f"loss.{name}.margin={margin}: must lie in [0, {largest:.3g}]")
 
