@@ -10,52 +10,75 @@ import numpy as np
 import pytest
 
 from tests.methods import close, quick_jit
+from tests.test_zoo import multiply_adds
 from tgeo_jax import models
 from tgeo_jax.models.cosine import CosineHead, normalised
 
 TINY = {"iresnet": {"widths": (4, 4, 6), "depths": (2, 1), "embedding": 8}, "mobilefacenet": {}}
 
 
-def conv_norm(kernel, fan_in, features, groups=1):
-    """Parameters of a convolution without bias and its norm."""
-    return kernel * kernel * fan_in // groups * features + 2 * features
+class Count:
+    """Parameters and multiply-adds of a backbone, added up layer by layer from its table."""
+
+    def __init__(self, channels=3, side=112):
+        self.width, self.side, self.parameters, self.products = channels, side, 0, 0
+
+    def conv(self, kernel, features, strides=1, *, prelu=False, depthwise=False):
+        """A convolution without bias, its norm, and perhaps a PReLU."""
+        weights = kernel * kernel * features * (1 if depthwise else self.width)
+        self.side = math.ceil(self.side / strides)
+        self.parameters += weights + (2 + prelu) * features
+        self.products += self.side**2 * weights
+        self.width = features
+
+    def linear(self, fan_in, features):
+        self.parameters += fan_in * features
+        self.products += fan_in * features
 
 
-def iresnet(depths, widths=(64, 64, 128, 256, 512), embedding=512, side=112, channels=3):
-    """Trainable parameters of the backbone, layer by layer."""
-    total = conv_norm(3, channels, widths[0]) + widths[0]
-    width = widths[0]
+def iresnet(depths, widths=(64, 64, 128, 256, 512), embedding=512):
+    count = Count()
+    count.conv(3, widths[0], prelu=True)
     for depth, planes in zip(depths, widths[1:], strict=True):
-        side = math.ceil(side / 2)
         for index in range(depth):
-            total += 2 * width  # the first norm
-            total += conv_norm(3, width, planes) + planes + conv_norm(3, planes, planes)
+            strides, before, side = (2 if index == 0 else 1), count.width, count.side
+            count.parameters += 2 * before  # the first norm
+            count.conv(3, planes, prelu=True)
+            count.conv(3, planes, strides)
             if index == 0:
-                total += conv_norm(1, width, planes)
-            width = planes
-    # The last norm has no scale: the original keeps one that stays 1.
-    return total + 2 * width + side * side * width * embedding + embedding + embedding
+                after, count.width, count.side = count.width, before, side
+                count.conv(1, planes, strides)
+                assert count.width == after
+    count.parameters += 2 * count.width
+    count.linear(count.side**2 * count.width, embedding)
+    # Bias, and the last norm's: the original keeps a scale of 1 for each number besides.
+    count.parameters += 2 * embedding
+    return count
 
 
 def mobilefacenet(embedding):
-    """The same from table 1 of the paper: (expansion, channels, repeats)."""
-    total = conv_norm(3, 3, 64) + 64 + conv_norm(3, 64, 64, 64) + 64
-    width = 64
-    for expansion, channels, repeats in (
-        (2, 64, 5),
-        (4, 128, 1),
-        (2, 128, 6),
-        (4, 128, 1),
-        (2, 128, 2),
+    """Table 1 of the paper: (expansion, channels, repeats, stride)."""
+    count = Count()
+    count.conv(3, 64, 2, prelu=True)
+    count.conv(3, 64, prelu=True, depthwise=True)
+    for expansion, channels, repeats, first in (
+        (2, 64, 5, 2),
+        (4, 128, 1, 2),
+        (2, 128, 6, 1),
+        (4, 128, 1, 2),
+        (2, 128, 2, 1),
     ):
-        for _ in range(repeats):
-            inside = expansion * width
-            total += conv_norm(1, width, inside) + inside
-            total += conv_norm(3, inside, inside, inside) + inside
-            total += conv_norm(1, inside, channels)
-            width = channels
-    total += conv_norm(1, width, 512) + 512 + conv_norm(7, 512, 512, 512)
-    return total + conv_norm(1, 512, embedding)
+        for repeat in range(repeats):
+            inside = expansion * count.width
+            count.conv(1, inside, prelu=True)
+            count.conv(3, inside, first if repeat == 0 else 1, prelu=True, depthwise=True)
+            count.conv(1, channels)
+    count.conv(1, 512, prelu=True)
+    assert count.side == 7
+    count.conv(7, 512, 7, depthwise=True)
+    count.linear(512, embedding)
+    count.parameters += 2 * embedding
+    return count
 
 
 # By the functions above; the published 24.0, 43.6 and 0.99 million are these, rounded.
@@ -68,7 +91,7 @@ COUNTS = [
 
 
 @pytest.mark.parametrize(("name", "options", "by_hand", "count"), COUNTS)
-def test_a_backbone_has_as_many_parameters_as_the_published_one(name, options, by_hand, count):
+def test_a_backbone_has_the_size_and_cost_of_the_published_one(name, options, by_hand, count):
     module = models.build(name, 7, **options)
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 112, 112, 3)))
     found = {
@@ -76,7 +99,10 @@ def test_a_backbone_has_as_many_parameters_as_the_published_one(name, options, b
         for part, values in shapes["params"].items()
     }
     assert found == {"features": count, "head": 7 * module.embedding}
-    assert by_hand == count
+    assert by_hand.parameters == count
+    images = jnp.zeros((1, 112, 112, 3))
+    program = jax.make_jaxpr(lambda v: module.apply(v, images, method="embed"))(shapes)
+    assert multiply_adds(program.jaxpr) == by_hand.products
 
 
 @pytest.mark.parametrize("shape", [(112, 112, 3), (112, 92, 1), (33, 20, 1)])
