@@ -13,7 +13,16 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments import commandline
-from tgeo_jax import cluster, device_kinds, dry_run, generations, parallel, peers, storage
+from tgeo_jax import (
+    cluster,
+    comparison,
+    device_kinds,
+    dry_run,
+    generations,
+    parallel,
+    peers,
+    storage,
+)
 from tgeo_jax import config as configs
 from tgeo_jax.errors import ConfigError
 from tgeo_jax.workdir import Workdir
@@ -102,6 +111,13 @@ def _tell(folder: Workdir, result: dict, finished_before: bool) -> None:
     print(report.text_table(results))
     if measured := report.figures_table(results):
         print(f"\n{measured}")
+    verified = {
+        name: value
+        for name, value in result.get("figures", {}).get("last", {}).items()
+        if name.startswith("verification/")
+    }
+    if verified:
+        print(_of_faces(verified))
     if result.get("stopped_early"):
         print(
             f"Stopped after epoch {result['epochs']}: no better one in train.patience evaluations"
@@ -111,6 +127,12 @@ def _tell(folder: Workdir, result: dict, finished_before: bool) -> None:
         print(f"{len(corrupt)} corrupt images skipped: {', '.join(corrupt)}")
     runs = {run.path.name: run for run in folder.generations()} or {folder.path.name: folder}
     print(f"Report: {report.write(runs, folder.report)}")
+
+
+def _of_faces(figures: dict) -> str:
+    found = {name.partition("/")[2]: value for name, value in figures.items()}
+    named = [f"{k} {comparison.percent(v)}" for k, v in found.items() if k != "accuracy_std"]
+    return "verification: " + ", ".join(named)
 
 
 if __name__ == "__main__":

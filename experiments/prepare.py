@@ -1,7 +1,8 @@
 """Prepares a dataset for training: `python -m experiments.prepare --dataset=digits`.
 
 CIFAR is prepared from its official binary version, downloaded beforehand:
-`python -m experiments.prepare --dataset=cifar100 --source=cifar-100-binary.tar.gz`.
+`python -m experiments.prepare --dataset=cifar100 --source=cifar-100-binary.tar.gz`. So are the
+faces of ORL, `--dataset=orl_faces --source=orl_faces.tar.gz`, and folders of faces.
 """
 
 from __future__ import annotations
@@ -13,28 +14,36 @@ import numpy as np
 from absl import flags
 
 from experiments import commandline
-from tgeo_jax.data import sources
+from tgeo_jax.data import faces, sources
 
 _DATASET = flags.DEFINE_string("dataset", "", f"One of: {', '.join(sources.BUILDERS)}.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS folder; TFDS's own default if empty.")
 _SOURCE = flags.DEFINE_string(
     "source",
     "",
-    "CIFAR's official binary archive (.tar.gz, .tar, .tar.xz), or its unpacked folder.",
+    "CIFAR's official binary archive (.tar.gz, .tar, .tar.xz), or its unpacked folder; ORL's "
+    "archive or folder; a folder with train/, evaluation/ and pairs.txt.",
+)
+_MAX_MALFORMED = flags.DEFINE_integer(
+    "max_malformed", 10, "Training images of a face set that may be skipped.", lower_bound=0
 )
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    print(f"Prepared: {sources.prepare(_DATASET.value, _DATA_DIR.value, _SOURCE.value)}")
-    dataset = sources.builder(_DATASET.value, _DATA_DIR.value)
-    for name in dataset.info.splits:
-        print(f"{name}: {dataset.info.splits[name].num_examples:,} images")
+    name, data_dir, limit = _DATASET.value, _DATA_DIR.value, _MAX_MALFORMED.value
+    folder = sources.prepare(name, data_dir, _SOURCE.value, max_malformed=limit)
+    print(f"Prepared: {folder}")
+    dataset = sources.builder(name, data_dir)
+    if name in faces.NAMES:
+        print(faces.told(dataset))
+    for split in dataset.info.splits:
+        print(f"{split}: {dataset.info.splits[split].num_examples:,} images")
     if None in dataset.info.features["image"].shape:
         return  # photographs of all sizes: too many for memory
     train, test = (sources.read(dataset, split) for split in ("train", "test"))
-    for name, split in (("train", train), ("test", test)):
-        print(f"{name}: SHA-256 of pixels and labels {digest(split)}")
+    for which, split in (("train", train), ("test", test)):
+        print(f"{which}: SHA-256 of pixels and labels {digest(split)}")
     mean, std = channel_statistics(train.images)
     print("train: mean", *(f"{value:.8f}" for value in mean))
     print("train: std ", *(f"{value:.8f}" for value in std))

@@ -13,7 +13,7 @@ import pytest
 
 import tgeo_jax
 from experiments import commandline, compare
-from tests import pictures, tiny_cifar
+from tests import pictures, tiny_cifar, tiny_faces
 from tests.conftest import ROOT
 from tgeo_jax import models, origins
 from tgeo_jax.data import sources
@@ -35,8 +35,27 @@ _SMALL_CIFAR = [
     "--config.data.eval_batch_size=100",
     "--config.meta.batch_size=10",
 ]
+_SMALL_FACES = [
+    option
+    for which in ("student", "teacher")
+    for option in (
+        f"--config.{which}.name=iresnet",
+        f"--config.{which}.iresnet.widths=(2,4)",
+        f"--config.{which}.iresnet.depths=(1,)",
+        f"--config.{which}.iresnet.embedding=4",
+        f"--config.{which}.iresnet.stem_strides=4",
+    )
+]
 SHORT_FOR = {
     "digits": SHORT,
+    "orl_faces": [*SHORT, *_SMALL_FACES],
+    "face_folder": [
+        *SHORT,
+        *_SMALL_FACES,
+        "--config.data.validation_fraction=0.2",
+        "--config.data.batch_size=5",
+        "--config.data.eval_batch_size=10",
+    ],
     "cifar10": [*_SMALL_CIFAR, "--config.data.batch_size=10"],
     "cifar100": _SMALL_CIFAR,
     "imagenet2012": [
@@ -99,6 +118,7 @@ def tiny_sets(digits_dir):
     """Stand-ins for sets that cannot be had here, beside the digits; gives CIFAR-100's source."""
     for name in ("cifar10", "cifar100"):
         tiny_cifar.prepare(name, digits_dir)
+    tiny_faces.prepare(digits_dir)
     pictures.prepare_imagenet(digits_dir, train=40, validation=8)
     return f"{digits_dir}/cifar100_source"
 
@@ -281,6 +301,22 @@ def test_each_config_runs_by_the_command_in_its_docstring(
         short = [*short, f"--config.teacher.workdir={teacher}"]
     done = command(*arguments, *short)
     assert "Report: " in done.stdout
+
+
+@pytest.mark.xdist_group("demo")
+def test_the_documented_commands_on_faces_run_in_their_order(command, tiny_sets, tmp_path):
+    commands = _commands((ROOT / "docs" / "faces.md").read_text())
+    names = [arguments[1].removeprefix("experiments.") for arguments in commands]
+    assert names == ["prepare", *["main"] * 5, "prepare"]
+    teacher, *_, tgeo = commands[1:-1]
+    assert "people: 30 trained on, 10 others" in command(*commands[0]).stdout  # is there already
+    for arguments in (teacher, tgeo):
+        arguments = [a.replace("runs/faces", str(tmp_path)) for a in arguments]
+        if arguments[2].endswith("tgeo"):
+            arguments.append(f"--config.teacher.workdir={tmp_path / 'teacher'}")
+        done = command(*arguments, *SHORT_FOR["orl_faces"])
+        assert "verification: accuracy" in done.stdout
+    assert (tmp_path / "tgeo" / "report" / "figures" / "roc.png").exists()
 
 
 @pytest.mark.parametrize(

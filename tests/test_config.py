@@ -48,6 +48,7 @@ BAD = {
     "teacher.which": "zzz",
     "loss.name": "zzz",
     "loss.weights": (1.0, -1.0),
+    "loss.hard": "zzz",
     "ratio.name": "zzz",
     "role.name": "zzz",
     "meta.order": "zzz",

@@ -82,7 +82,9 @@ def data(run: Run) -> tuple[Resident, int]:
             )
         ]
     test = _batch(dataset.test.images, dataset.test.labels)
-    return Resident(*both), parallel.bytes_on_one(parallel.replicated(mesh), (both, test))
+    pairs = [] if dataset.verification is None else [_shape(dataset.verification.images)]
+    where = parallel.replicated(mesh)
+    return Resident(*both), parallel.bytes_on_one(where, (both, test, pairs))
 
 
 def _streamed(run: Run, dataset: streaming.StreamedDataset) -> tuple[Resident, int]:

@@ -17,6 +17,7 @@ from tgeo_jax import (
     choices,
     distill,
     losses,
+    margins,
     memory,
     networks,
     optimizers,
@@ -147,16 +148,18 @@ def _method(
     clean_view = views.normalise(dataset.mean, dataset.std)
     drops = config.optimizer.drop_epochs if config.optimizer.schedule == "step" else ()
     try:
+        student = networks.build(
+            config.student.name,
+            dataset,
+            precision=config.precision,
+            remat=config.remat,
+            **configs.options_of(config.student),
+        )
+        role = choices.role(config.role, None if teacher is None else teacher.module)
         return distill.Distillation(
-            student=networks.build(
-                config.student.name,
-                dataset,
-                precision=config.precision,
-                remat=config.remat,
-                **configs.options_of(config.student),
-            ),
+            student=student,
             num_classes=dataset.num_classes,
-            role=choices.role(config.role, None if teacher is None else teacher.module),
+            role=role,
             soft_loss=choices.soft_loss(config.loss),
             ratio=choices.ratio(config.ratio),
             optimizer=optimizers.build(config.optimizer, steps_per_epoch, config.train.epochs),
@@ -179,9 +182,15 @@ def _method(
             drop_steps=tuple(epoch * steps_per_epoch for epoch in drops),
             replicas=replicas,
             lazy_rows=config.optimizer.lazy_rows,
+            hard_loss=_hard_loss(config, student),
+            teacher_hard_loss=_hard_loss(config, role.peer or student),
         )
     except _IMPOSSIBLE as error:  # choices that do not go together
         raise ConfigError(str(error)) from error
+
+
+def _hard_loss(config: ConfigDict, module: Any) -> margins.HardLoss:
+    return choices.hard_loss(config.loss, getattr(module, "soft_scale", None))
 
 
 def _fusion_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:

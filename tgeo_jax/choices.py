@@ -7,6 +7,7 @@ touched.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -14,9 +15,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from tgeo_jax import losses, ratios, roles
+from tgeo_jax import losses, margins, ratios, roles
 from tgeo_jax.errors import ConfigError
 from tgeo_jax.fusion import FusionRatio
+from tgeo_jax.models.build import FACES
 from tgeo_jax.values import shown
 
 
@@ -48,6 +50,35 @@ losses of loss.name='kl+cmkd', or none
     if len(parts) == 1 and not section.weights:
         return parts[0]
     return losses.weighted_sum(parts, section.weights or (1.0,) * len(parts))
+
+
+def hard_loss(section: ConfigDict, soft_scale: float | None) -> margins.HardLoss:
+    """The hard loss of a configuration's `loss` section for a network.
+
+    Args:
+        section: of the configuration.
+        soft_scale: of the network's cosine head; None: it has none.
+
+    Raises:
+        ConfigError: a margin loss for a network without a cosine head, or an option it refuses.
+
+    Examples:
+        >>> from tgeo_jax import config
+        >>> section = config.default().loss
+        >>> print(hard_loss(section, None)(jnp.zeros((1, 2)), jnp.array([0])).round(4))
+        [0.6931]
+        >>> section.hard = "arcface"
+        >>> hard_loss(section, None)
+        Traceback (most recent call last):
+        ...
+        tgeo_jax.errors.ConfigError: loss.hard='arcface': needs a network that ends in a cosine head
+    """
+    try:
+        found = margins.hard_loss(section.hard, soft_scale, **section[section.hard].to_dict())
+        jax.eval_shape(found, jnp.zeros((2, 3)), jnp.zeros(2, jnp.int32))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return found
 
 
 def ratio(section: ConfigDict) -> FusionRatio:
@@ -126,8 +157,26 @@ hard_to_pearson, none
     _check_teacher(config, chosen_role)
     _check_file_name(config)
     _check_widths(config)
+    _check_hard(config, chosen_role)
     _check_weights(config, chosen_role)
     _check_meta(config, chosen_ratio)
+
+
+def _check_hard(config: ConfigDict, chosen: roles.Role) -> None:
+    """Margins are for cosines: every network that trains must have some."""
+    if config.loss.hard == "cross_entropy":
+        return
+    trains = ["student"] + ["teacher"] * (chosen.peer is not None)
+    for which in trains:
+        name = config[which].name
+        options = config[which].get(name, {})
+        if "soft_scale" not in options:
+            raise ConfigError(
+                f"loss.hard={config.loss.hard!r}: needs networks that end in a cosine head, and "
+                f"{which}.name={name!r} has none; use one of {', '.join(FACES)}, or "
+                "loss.hard='cross_entropy'"
+            )
+        hard_loss(config.loss, options.soft_scale)
 
 
 def check_loss(name: str, loss: losses.SoftLoss, num_classes: int) -> None:
@@ -200,6 +249,18 @@ def _check_widths(config: ConfigDict) -> None:
             ):
                 path = f"{which}.{section.name}.{field}"
                 raise ConfigError(f"{path}={tuple(value)}: must hold positive integers")
+            if field in _OPTION_RULES and not _OPTION_RULES[field][0](value):
+                path = f"{which}.{section.name}.{field}"
+                raise ConfigError(f"{path}={value}: must {_OPTION_RULES[field][1]}")
+
+
+# Of numbers among the options of networks: what is right, and its name.
+_OPTION_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "embedding": (lambda v: v > 0, "be a positive integer"),
+    "soft_scale": (lambda v: 1e-6 <= v <= 1e6, "lie in [1e-6, 1e6]; 16 is the default"),
+    "dropout": (lambda v: 0 <= v < 1, "lie in [0, 1)"),
+    "stem_strides": (lambda v: 1 <= v <= 16, "be an integer in [1, 16]"),
+}
 
 
 def _check_weights(config: ConfigDict, chosen: roles.Role) -> None:

@@ -21,6 +21,7 @@ from tgeo_jax import (
     choices,
     distill,
     losses,
+    margins,
     optimizers,
     ratios,
     roles,
@@ -58,6 +59,7 @@ def default() -> ConfigDict:
                 "crop_padding": 0,  # random crop after zero padding by this many pixels
                 "flip": False,  # random horizontal flip
                 "cutout": 0,  # side in pixels of a square without content
+                "flip_average": True,  # in verification: embeddings of image + mirror image
                 "randaugment_layers": 0,  # random operations on every image
                 "randaugment_magnitude": 9.0,  # in [0, 10]
                 "pipeline": "resident",  # on the device; or "stream": read as needed
@@ -76,6 +78,8 @@ def default() -> ConfigDict:
             "loss": {
                 **_axis(losses.SOFT_LOSSES, "kl"),  # or several, joined: "kl+cmkd"
                 "weights": (),  # of those several; empty: 1 each
+                "hard": "cross_entropy",  # the margin losses need networks with a cosine head
+                **_options(margins.HARD_LOSSES),
             },
             "ratio": _axis(ratios.RATIOS, "constant"),
             "role": _axis(roles.ROLES, "frozen"),
@@ -217,6 +221,10 @@ def options_of(section: ConfigDict) -> dict[str, Any]:
 
 
 def _axis(table: dict[str, Callable], name: str) -> dict[str, Any]:
+    return {"name": name, **_options(table)}
+
+
+def _options(table: dict[str, Callable]) -> dict[str, dict[str, Any]]:
     sections = {
         key: {
             # A flag needs a type to be parsed by, and "chosen for you" always stands for a number.
@@ -226,7 +234,7 @@ def _axis(table: dict[str, Callable], name: str) -> dict[str, Any]:
         }
         for key, function in table.items()
     }
-    return {"name": name, **sections}
+    return sections
 
 
 def _models(name: str) -> dict[str, Any]:
@@ -310,6 +318,7 @@ _RULES: dict[str, Rule] = {
         lambda v: all(w >= 0 and math.isfinite(w) for w in v),
         "hold finite numbers >= 0",
     ),
+    "loss.hard": _one_of(margins.HARD_LOSSES),
     "ratio.name": _one_of(ratios.RATIOS),
     "role.name": _one_of(roles.ROLES),
     "meta.order": _one_of(distill.ORDERS),

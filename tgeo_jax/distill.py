@@ -85,11 +85,12 @@ def train_step(
 ) -> Callable[[TrainState, Batch, Batch], tuple[TrainState, dict[str, metrics.Mean]]]:
     """The pure training step of a method.
 
-    Inner loss: `mean_i [hard_weight_i * CE_i + soft_weight_i * soft_i]`, the weights constant with
-    respect to the student, and what the role adds to it (see `roles.trikd`). Outer loss: mean
-    cross-entropy of the updated student on `val_batch`, in training mode but without touching the
-    running statistics. Where the ratio has nothing to learn, `val_batch` is ignored. A teacher
-    that trains along takes its own step, from the forward passes of before both steps.
+    Inner loss: `mean_i [hard_weight_i * hard_i + soft_weight_i * soft_i]`, the weights constant
+    with respect to the student, and what the role adds to it (see `roles.trikd`). Outer loss: mean
+    hard loss of the updated student on `val_batch`, in training mode but without touching the
+    running statistics. The hard loss is the cross-entropy unless the method has another. Where the
+    ratio has nothing to learn, `val_batch` is ignored. A teacher that trains along takes its own
+    step, from the forward passes of before both steps.
 
     Args:
         method: what is trained.

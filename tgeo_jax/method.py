@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import optax
 
-from tgeo_jax import fusion, losses, roles
+from tgeo_jax import fusion, losses, margins, roles
 from tgeo_jax.models import tables
 
 Array = jax.Array
@@ -44,6 +44,9 @@ class Distillation:
             `objective.training_mode`; 1: the whole batch at once.
         lazy_rows: whether a step reads and writes only the rows of the student's embedding tables
             that its batches use; see `rows`.
+        hard_loss: what the student's logits are compared with the label by, in the inner and in the
+            outer loss; evaluation reports the cross-entropy whatever this is.
+        teacher_hard_loss: likewise of a teacher that trains along.
     """
 
     student: nn.Module
@@ -64,6 +67,8 @@ class Distillation:
     drop_steps: tuple[int, ...] = ()
     replicas: int = 1
     lazy_rows: bool = False
+    hard_loss: margins.HardLoss = losses.cross_entropy
+    teacher_hard_loss: margins.HardLoss = losses.cross_entropy
 
     def __post_init__(self) -> None:
         if self.order not in ORDERS:

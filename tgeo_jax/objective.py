@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from tgeo_jax import fusion, losses, metrics, randomness
+from tgeo_jax import fusion, metrics, randomness
 from tgeo_jax.method import Distillation
 from tgeo_jax.metrics import Seen
 from tgeo_jax.randomness import Purpose
@@ -162,14 +162,14 @@ def fused_loss(
     fixed_logits_BxK: Array | None = None,
 ) -> tuple[Array, Seen]:
     """The inner loss from logits. The ratio sees `fixed_logits_BxK` where those are given."""
-    hard_B = losses.cross_entropy(logits_BxK, view.labels_B)
+    hard_B = method.hard_loss(logits_BxK, view.labels_B)
     if view.teacher_logits is None:
         return jnp.mean(hard_B), Seen(logits_BxK, view.labels_B, hard_B, None, None)
     soft = soft_losses(method, logits_BxK, view.teacher_logits, view.labels_B)
     seen_logits_BxK, seen_hard_B, seen_soft = logits_BxK, hard_B, soft
     if fixed_logits_BxK is not None:
         seen_logits_BxK = fixed_logits_BxK
-        seen_hard_B = losses.cross_entropy(fixed_logits_BxK, view.labels_B)
+        seen_hard_B = method.hard_loss(fixed_logits_BxK, view.labels_B)
         seen_soft = soft_losses(method, fixed_logits_BxK, view.teacher_logits, view.labels_B)
     means = teacher.class_means_KxK if state.teacher is None else state.teacher.class_means_KxK
     # Here and only here: a ratio is a constant with respect to the student.
@@ -227,7 +227,7 @@ def outer_loss(
 ) -> Callable[[PyTree], Array]:
     """params -> loss on held-out samples, in training mode without touching running statistics.
 
-    `mean_j [(1 - outer_soft) CE_j + outer_soft soft_j]`, the mean over several teachers' soft.
+    `mean_j [(1 - outer_soft) hard_j + outer_soft soft_j]`, the mean over several teachers' soft.
     """
     inputs = method.clean_view(val_batch.images_BxHxWxC)
     key = randomness.key(state.seed, state.step, Purpose.OUTER_DROPOUT)
@@ -248,7 +248,7 @@ def outer_value(
     method: Distillation, logits_BxK: Array, targets: Array | None, labels_B: Array
 ) -> Array:
     """The outer loss from logits; `targets` are the teacher's and may be None where not used."""
-    hard = jnp.mean(losses.cross_entropy(logits_BxK, labels_B))
+    hard = jnp.mean(method.hard_loss(logits_BxK, labels_B))
     if not method.outer_soft:
         return hard
     assert targets is not None

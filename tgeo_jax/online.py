@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tgeo_jax import geometry, losses, metrics, objective, randomness
+from tgeo_jax import geometry, metrics, objective, randomness
 from tgeo_jax.method import Distillation
 from tgeo_jax.metrics import Mean, Seen
 from tgeo_jax.objective import View
@@ -72,8 +72,8 @@ def listen(
 ) -> tuple[Peer, dict[str, Mean]]:
     """The teacher's step: it learns from labels, student and anchor.
 
-    `L_T = w_T CE(t) + w_aT D(t, a) + w_sT D(t, s)`, D(learner, target) the method's soft loss, the
-    targets constant; batch means.
+    `L_T = w_T H(t) + w_aT D(t, a) + w_sT D(t, s)`, H the hard loss (cross-entropy by default),
+    D(learner, target) the method's soft loss, the targets constant; batch means.
 
     Args:
         method: what is trained.
@@ -96,7 +96,7 @@ def listen(
         targets["anchor_teacher"] = view.anchor_logits_BxK
 
     def loss(logits_BxK: Array) -> tuple[Array, dict[str, Array]]:
-        total = now.hard_teacher * jnp.mean(losses.cross_entropy(logits_BxK, view.labels_B))
+        total = now.hard_teacher * jnp.mean(method.teacher_hard_loss(logits_BxK, view.labels_B))
         parts = {}
         for name, target_BxK in targets.items():
             parts[name] = method.soft_loss(logits_BxK, target_BxK, view.labels_B)

@@ -114,6 +114,7 @@ def _of_seed(
     names = ["step", "epoch", "validation/accuracy"]
     names += [] if select_by == "accuracy" else [f"validation/{select_by}"]
     names += [f"{split}/{figure}" for split in tests for figure in _FIGURES]
+    names += [name for name in own[-1] if name.startswith("verification/")]
     return {
         "seed": seed,
         "last": {name: own[-1][name] for name in names if name in own[-1]},

@@ -13,8 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from tgeo_jax import comparison, metrics, storage, writers
-from tgeo_jax.errors import DataError
+from tgeo_jax import comparison, metrics, roc_figure, storage, writers
 from tgeo_jax.workdir import Workdir
 
 NONE = "\N{EN DASH}"
@@ -182,6 +181,15 @@ def _figures(runs: Mapping[str, Workdir]) -> Iterator[tuple[str, str, str, Figur
             "Mean over seeds; bands are one standard deviation.",
             _accuracy(runs),
         )
+        verified = {run: folder for run, folder in runs.items() if roc_figure.has_pairs(folder)}
+        if verified:
+            yield (
+                "roc",
+                "Verification of people who were never trained on",
+                "First seed at the end of training; the area under the curve is the mean over "
+                "seeds.",
+                roc_figure.draw(verified, _COLOURS),
+            )
         for run, folder in runs.items():
             slug = "".join(c if c.isalnum() else "_" for c in run.lower())
             for split, counts in _confusions(folder).items():
@@ -202,7 +210,7 @@ def _figures(runs: Mapping[str, Workdir]) -> Iterator[tuple[str, str, str, Figur
                 "few samples in an epoch its line is jagged.",
                 _situations(folder),
             )
-            arrays = _samples(folder)
+            arrays = storage.read_arrays(folder.samples)
             yield (
                 f"histogram_{slug}",
                 f"{run}: the ratio of every training sample",
@@ -226,18 +234,10 @@ def _confusions(folder: Workdir) -> dict[str, np.ndarray]:
 
 def _learned_ratio(folder: Workdir) -> bool:
     """Whether the run had a ratio that differs between samples."""
-    return storage.exists(folder.samples) and np.ptp(_samples(folder)["ratio"]) > 1e-3
-
-
-def _samples(folder: Workdir) -> dict[str, np.ndarray]:
-    try:
-        content = io.BytesIO(storage.read_bytes(folder.samples))
-        with np.load(content, allow_pickle=False) as stored:
-            return dict(stored)
-    except Exception as error:  # damage shows as any of zipfile's, numpy's or zlib's errors
-        raise DataError(
-            f"{folder.samples}: damaged ({error}); restore it, or delete it for a report without it"
-        ) from error
+    return (
+        storage.exists(folder.samples)
+        and np.ptp(storage.read_arrays(folder.samples)["ratio"]) > 1e-3
+    )
 
 
 def _accuracy(runs: Mapping[str, Workdir]) -> Figure:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tgeo_jax import distill, losses, objective, ratios, storage
+from tgeo_jax import distill, objective, ratios, storage
 from tgeo_jax.state import Batch, Teacher, TrainState
 
 Array = jax.Array
@@ -46,7 +45,7 @@ def ratios_of_samples(
             student_logits_BxK=student_logits_NxK,
             teacher_logits_BxK=said,
             labels_B=labels,
-            hard_B=losses.cross_entropy(student_logits_NxK, labels),
+            hard_B=method.hard_loss(student_logits_NxK, labels),
             soft_B=objective.soft_losses(method, student_logits_NxK, said, labels),
             class_means_KxK=means,
             epoch=jnp.asarray(method.num_epochs),
@@ -89,6 +88,4 @@ def save(
         **ends,
         **{f"{name}_images": images[indices] for name, indices in ends.items()},
     }
-    content = io.BytesIO()
-    np.savez_compressed(content, **arrays)
-    storage.write_atomically(path, content.getvalue())
+    storage.write_arrays(path, arrays)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import io
 import os
 import pathlib
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from etils import epath
 
-from tgeo_jax.errors import CheckpointError, ConfigError
+from tgeo_jax.errors import CheckpointError, ConfigError, DataError
 
 Path = Any  # pathlib.Path, or epath.Path of a bucket: the same methods, no common class
 # By scheme: the client's package, and this package's extra that installs it.
@@ -118,6 +120,35 @@ def write_atomically(where: Path, content: str | bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def write_arrays(where: Path, arrays: Mapping[str, Any]) -> None:
+    """Writes arrays as one .npz file, whole or not at all.
+
+    Examples:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_arrays(pathlib.Path(folder) / "a.npz", {"w": np.ones(2)})
+        ...     read_arrays(pathlib.Path(folder) / "a.npz")
+        {'w': array([1., 1.])}
+    """
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)
+    write_atomically(where, content.getvalue())
+
+
+def read_arrays(where: Path) -> dict[str, np.ndarray]:
+    """What `write_arrays` wrote.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        with np.load(io.BytesIO(read_bytes(where)), allow_pickle=False) as stored:
+            return dict(stored)
+    except Exception as error:  # damage shows as any of zipfile's, numpy's or zlib's errors
+        raise DataError(
+            f"{where}: damaged ({error}); restore it, or delete it for a report without it"
+        ) from error
 
 
 class Appended:

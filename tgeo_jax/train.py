@@ -25,6 +25,7 @@ from tgeo_jax import (
     selection,
     storage,
     teachers,
+    verifier,
 )
 from tgeo_jax import config as configs
 from tgeo_jax import workdir as workdirs
@@ -106,6 +107,7 @@ class _Trainer:
             one_by_one=run.loop_free,
             mesh=mesh,
         )
+        self.verifier = verifier.of(run, run.method.student, seeds=True)
         self.trained_teacher = placement.teacher(run)
         self.teacher_evaluator: evaluate.Evaluator | None = None
         self.said_of_tests: dict[str, np.ndarray] = {}
@@ -174,6 +176,14 @@ class _Trainer:
             for which, variables in zip(outcome.WHICH, (_variables(self.state), best), strict=True)
             if self.run.dataset.num_classes <= MOST_CONFUSED
         }
+        if self.verifier is not None:
+            known = self.verifier.finish(
+                self.run,
+                self.folder.verification,
+                _variables(self.state),
+                lambda: _teacher_variables(self.state, self.trained_teacher),
+            )
+            taught = {**taught, "verification": known} if taught and known else taught
         result = self._result(taught, confusion) if jax.process_index() == 0 else None
         if result is not None:
             self.folder.write_result(result)
@@ -308,6 +318,9 @@ class _Trainer:
                 taught = self.teacher_evaluator.metrics(_teacher_variables(self.state), split)
                 splits[f"{name}_teacher"] = taught
         found = parallel.fetch(splits)
+        verified = list[dict[str, float]]()
+        if self.verifier is not None:
+            verified = self.verifier.scores(self.verifier.similarity(variables))
         self.writers.progress(
             step, validation=f"{float(np.mean(found['validation']['accuracy'].total)):.0f}"
             f"/{found['validation']['accuracy'].count[0]:.0f}"
@@ -327,6 +340,8 @@ class _Trainer:
             for split, means in found.items():
                 of_seed = jax.tree.map(lambda leaf, i=index: leaf[i], means)
                 record |= {f"{split}/{name}": v for name, v in summarise(of_seed).items()}
+            if verified:
+                record |= {f"verification/{name}": v for name, v in verified[index].items()}
             records.append(record | shared)
         select_by = self.run.config.train.select_by
         scores = np.array([selection.score(r, select_by, "validation/") for r in records])

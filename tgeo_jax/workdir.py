@@ -55,6 +55,10 @@ class Workdir:
         return self.path / "samples.npz"
 
     @property
+    def verification(self) -> storage.Path:
+        return self.path / "verification.npz"
+
+    @property
     def report(self) -> storage.Path:
         return self.path / "report"
 

@@ -13,7 +13,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from tgeo_jax.data import cifar, decoded, fingerprints, splits
+from tgeo_jax.data import cifar, decoded, faces, fingerprints, splits
+from tgeo_jax.data.pairs import Pairs
 from tgeo_jax.errors import ConfigError, DataError, TgeoError, nearest
 from tgeo_jax.values import shown
 
@@ -51,6 +52,8 @@ class Dataset:
         std: likewise.
         extra: further test splits by name, such as `test_hard`.
         vocabulary: of a table of categories, the number of values of each field; else empty.
+        verification: of a face set, pairs of people who are in no split; None of everything else.
+        corrupt: names of what was skipped when the set was prepared, since it cannot be decoded.
     """
 
     train: Split
@@ -61,15 +64,12 @@ class Dataset:
     std: tuple[float, ...]
     extra: Mapping[str, Split] = dataclasses.field(default_factory=dict)
     vocabulary: tuple[int, ...] = ()
+    verification: Pairs | None = None
+    corrupt: tuple[str, ...] = ()
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
-
-    @property
-    def corrupt(self) -> tuple[str, ...]:
-        """None: what cannot be decoded cannot be loaded either."""
-        return ()
 
     @property
     def example(self) -> np.ndarray:
@@ -79,7 +79,10 @@ class Dataset:
     def digest(self) -> str:
         """SHA-256 of all pixels and labels, of what is held out, and of the order of examples."""
         parts = (self.train, self.validation, self.test, *self.extra.values())
-        return fingerprints.of([(part.images, part.labels, part.ids) for part in parts])
+        found: list[tuple] = [(part.images, part.labels, part.ids) for part in parts]
+        if self.verification is not None:
+            found.append(tuple(vars(self.verification).values()))
+        return fingerprints.of(found)
 
 
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
@@ -104,10 +107,16 @@ BUILDERS: dict[str, Builder] = {
     "digits": _digits,
     **{name: functools.partial(cifar.builder, name) for name in cifar.NAMES},
     "imagenet2012": _imagenet,
+    **{name: functools.partial(faces.builder, name) for name in faces.NAMES},
 }
 _IMAGES_AT_ONCE = 512  # their squares' sum stays below 2**32
 TOO_LARGE = ("imagenet2012",)  # for memory: these are streamed
-_ARCHIVES = {"cifar10": "cifar-10-binary.tar.gz", "cifar100": "cifar-100-binary.tar.gz"}
+_ARCHIVES = {
+    "cifar10": "cifar-10-binary.tar.gz",
+    "cifar100": "cifar-100-binary.tar.gz",
+    "orl_faces": "orl_faces.tar.gz",
+    "face_folder": "FOLDER",
+}
 
 
 def builder(name: str, data_dir: str = "") -> tfds.core.DatasetBuilder:
@@ -154,13 +163,17 @@ def is_prepared(dataset: tfds.core.DatasetBuilder) -> bool:
         return False
 
 
-def prepare(name: str, data_dir: str = "", source: str = "") -> pathlib.Path:
+def prepare(
+    name: str, data_dir: str = "", source: str = "", *, max_malformed: int = 10
+) -> pathlib.Path:
     """Writes a dataset's files unless they are there already.
 
     Args:
         name: a key of `BUILDERS`.
         data_dir: TFDS folder; empty for TFDS's own default.
-        source: of CIFAR, its official binary archive or the folder of its files.
+        source: of CIFAR, its official binary archive or the folder of its files; of face sets see
+            `faces.prepare`.
+        max_malformed: how many images of a face set may be skipped because they cannot be decoded.
 
     Returns:
         The folder that holds the files.
@@ -177,6 +190,8 @@ def prepare(name: str, data_dir: str = "", source: str = "") -> pathlib.Path:
     dataset = builder(name, data_dir)
     if name in cifar.NAMES:
         return cifar.prepare(name, source, data_dir)
+    if name in faces.NAMES:
+        return faces.prepare(name, source, data_dir, max_corrupt=max_malformed)
     if source:
         raise ConfigError(f"--source={source}: {name} needs no files; leave --source out")
     if name == "imagenet2012" and not is_prepared(dataset):
@@ -232,7 +247,8 @@ def load(
     whole, test = (read(dataset, split) for split in ("train", "test"))
     class_names = tuple(dataset.info.features["label"].names)
     classes = len(class_names)
-    kept, held_out = splits.stratified(whole.labels, validation_fraction, split_seed, classes)
+    divide = faces.hold_out if name in faces.NAMES else splits.stratified
+    kept, held_out = divide(whole.labels, validation_fraction, split_seed, classes)
     # Before anything is dropped: a teacher that learned from all of it sees the same input.
     mean, std = _normalisation(whole.take(kept).images, tuple(mean), tuple(std))
     if imbalance > 1:
@@ -243,6 +259,11 @@ def load(
         kept = kept[splits.long_tailed(whole.labels[kept], imbalance, split_seed, classes)]
     train = whole.take(kept)
     labels = splits.corrupt_labels(train.labels, label_noise, split_seed, classes)
+    verification: Pairs | None = None
+    corrupt: tuple[str, ...] = ()
+    if name in faces.NAMES:
+        verification = faces.verification(dataset, read(dataset, "verification").images)
+        corrupt = faces.corrupt(dataset)
     return Dataset(
         train=dataclasses.replace(train, labels=labels),
         validation=whole.take(held_out),
@@ -250,6 +271,8 @@ def load(
         class_names=class_names,
         mean=mean,
         std=std,
+        verification=verification,
+        corrupt=corrupt,
     )
 
 

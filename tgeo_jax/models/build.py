@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from tgeo_jax.errors import nearest
 from tgeo_jax.models import click, mobilenet, shufflenet
 from tgeo_jax.models.cnn import CNN
+from tgeo_jax.models.iresnet import IResNet
 from tgeo_jax.models.mlp import MLP
+from tgeo_jax.models.mobilefacenet import MobileFaceNet
 from tgeo_jax.models.resnet import ResNet
 from tgeo_jax.models.row_encoder import RowEncoder
 from tgeo_jax.models.vgg import VGG
@@ -95,7 +97,20 @@ TABLES: Mapping[str, type[nn.Module]] = {
     "deepfm": click.DeepFM,
     "dcn_v2": click.DCNv2,
 }
-_WITH_OPTIONS: Mapping[str, type[nn.Module]] = {"mlp": MLP, "cnn": CNN, **TABLES}
+_IRESNET = _fixed(IResNet, widths=_FULL)
+# Those of faces, which end in a cosine head; see `cosine.FaceNetwork`.
+FACES: Mapping[str, Callable[..., nn.Module]] = {
+    "iresnet": IResNet,
+    "iresnet18": _fixed(_IRESNET, depths=(2, 2, 2, 2), stem_strides=1),
+    "iresnet50": _fixed(_IRESNET, depths=(3, 4, 14, 3), stem_strides=1),
+    "mobilefacenet": MobileFaceNet,
+}
+_WITH_OPTIONS: Mapping[str, Callable[..., nn.Module]] = {
+    "mlp": MLP,
+    "cnn": CNN,
+    **TABLES,
+    **FACES,
+}
 MODELS: Mapping[str, Callable[..., nn.Module]] = {**_WITH_OPTIONS, **SMALL, **LARGE}
 
 
@@ -124,7 +139,7 @@ def build(
         vocabulary: of a dataset of categories, the number of values of each field, of which 0 is
             the unknown one; empty for numbers and images.
         **options: the network's own fields, as its class documents them; only `mlp`, `cnn` and
-            those for tables have some.
+            those for tables and faces have some.
 
     Returns:
         A Linen module.
@@ -196,6 +211,10 @@ def default_options(name: str) -> dict[str, Any]:
     """
     if name not in _WITH_OPTIONS:
         return {}
-    not_options = ("parent", "name", "num_classes", "dtype", "vocabulary", "held", "remat")
-    fields = [f for f in dataclasses.fields(_WITH_OPTIONS[name]) if f.name not in not_options]
+    made: Any = _WITH_OPTIONS[name]
+    fixed = getattr(made, "keywords", {})
+    not_options = ("parent", "name", "num_classes", "dtype", "vocabulary", "held", "remat", *fixed)
+    fields = [
+        f for f in dataclasses.fields(getattr(made, "func", made)) if f.name not in not_options
+    ]
     return {field.name: field.default for field in fields}

@@ -1,0 +1,57 @@
+"""The figure of face verification in a report: ROC curves of students and teachers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from tgeo_jax import storage, verification
+from tgeo_jax.workdir import Workdir
+
+_LINES = {"student": "-", "teacher": "--"}
+
+
+def has_pairs(folder: Workdir) -> bool:
+    """Whether a finished run has verified pairs."""
+    return storage.exists(folder.verification)
+
+
+def draw(runs: Mapping[str, Workdir], colours: tuple[str, ...]) -> Figure:
+    """True over false accept rate, the latter on a logarithmic axis down to one pair.
+
+    Args:
+        runs: finished runs by the name they are shown under; all of them have pairs.
+        colours: one for each run in turn.
+
+    Returns:
+        The figure; of several seeds or networks the first is drawn, and the mean area named.
+    """
+    figure = Figure(figsize=(7, 3.8))
+    axes: Any = figure.subplots()
+    smallest = 1.0
+    for index, (name, folder) in enumerate(runs.items()):
+        stored = storage.read_arrays(folder.verification)
+        same = stored["same"]
+        smallest = min(smallest, 1 / (~same).sum())
+        for role, line in _LINES.items():
+            if role not in stored:
+                continue
+            curves = [verification.roc(one, same) for one in stored[role]]
+            area = np.mean([curve.area for curve in curves])
+            axes.step(
+                np.maximum(curves[0].far, smallest / 2),
+                curves[0].tar,
+                line,
+                where="post",
+                color=colours[index % len(colours)],
+                label=f"{name}, {role}: area {area:.4f}",
+            )
+    axes.set(
+        xscale="log", xlim=(smallest / 2, 1), ylim=(0, 1.01),
+        xlabel="false accept rate", ylabel="true accept rate",
+    )  # fmt: skip
+    axes.legend(loc="lower right")
+    return figure
