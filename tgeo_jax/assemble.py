@@ -121,7 +121,13 @@ def _dataset(config: ConfigDict) -> Dataset:
         raise ConfigError(
             f"data.name={data.name!r}: does not fit in memory; set data.pipeline='stream'"
         )
-    own = {name: data[name] for name in ("label_noise", "imbalance")}
+    own = {
+        name: data[name]
+        for name in (
+            *("label_noise", "imbalance"),
+            *("part", "teacher_fraction", "oversample", "min_count"),
+        )
+    }
     return sources.load(data.name, data.dir, **common, **own)
 
 
@@ -132,7 +138,7 @@ def _method(
     steps_per_epoch: int,
     replicas: int,
 ) -> distill.Distillation:
-    clean_view = views.normalise(dataset.mean, dataset.std)
+    clean_view = views.clean(dataset)
     drops = config.optimizer.drop_epochs if config.optimizer.schedule == "step" else ()
     try:
         return distill.Distillation(
@@ -204,7 +210,7 @@ def _check_network(
 ) -> None:
     field = f"{which}.name={config[which].name!r}"
     try:
-        example = dataset.example.astype(np.float32)
+        example = views.input_example(dataset)
         found = jax.eval_shape(module.init, jax.random.key(0), example)
     except _IMPOSSIBLE as error:  # whatever a network says
         raise ConfigError(f"{field}: does not fit this dataset: {error}") from error
@@ -234,7 +240,7 @@ def _check_memory(field: str, variables: Any, config: ConfigDict, mesh: Mesh) ->
 def _wants_no_loops(networks: Sequence[Any], mesh: Mesh, dataset: Dataset) -> bool:
     if mesh.devices.flat[0].platform != "cpu":
         return False
-    key, images = jax.random.key(0), dataset.example.astype(np.float32)
+    key, images = jax.random.key(0), views.input_example(dataset)
     return any(convolution.has_convolutions(m.init, key, images) for m in networks)
 
 
@@ -253,17 +259,18 @@ def _check_batch(mesh: Mesh, field: str, batch_size: int, replicas: int, split: 
 
 
 def _check_images(config: ConfigDict, dataset: Dataset) -> None:
-    side, padding = min(dataset.example.shape[1:3]), config.data.crop_padding
-    if padding > side:
+    padding = config.data.crop_padding
+    if padding > (side := min(dataset.example.shape[1:3])):
         raise ConfigError(
             f"data.crop_padding={padding}: must be at most the side of an image, {side}, or crops "
             "would show nothing of it"
         )
     if isinstance(dataset, streaming.StreamedDataset):
         return  # their pixels are bytes
-    for split_name in ("train", "validation", "test"):
-        images = getattr(dataset, split_name).images
-        if images.dtype != np.uint8 and not np.isfinite(images).all():
+    splits = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
+    for split_name, split in {**splits, **dataset.extra}.items():
+        images = split.images
+        if images.dtype.kind == "f" and not np.isfinite(images).all():
             first = int(np.argmin(np.isfinite(images).reshape(len(images), -1).all(1)))
             raise DataError(
                 f"data.name={config.data.name!r}: example {first} of the {split_name} split holds "

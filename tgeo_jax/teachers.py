@@ -26,7 +26,7 @@ from tgeo_jax import (
     workdir,
 )
 from tgeo_jax import config as configs
-from tgeo_jax.data import fingerprints, logits_cache, sources, streaming
+from tgeo_jax.data import fingerprints, logits_cache, sources, streaming, views
 from tgeo_jax.errors import CheckpointError, ConfigError
 from tgeo_jax.method import Distillation
 from tgeo_jax.state import Batch, Teacher
@@ -206,8 +206,8 @@ def with_logits(
     assert role is not None
     parts = (dataset.train, dataset.validation)
     ids = np.concatenate([part.ids for part in parts])
-    order = np.argsort(ids)
-    ids, images = ids[order], np.concatenate([part.images for part in parts])[order]
+    ids, first = np.unique(ids, return_index=True)  # oversampled ones occur several times
+    images = np.concatenate([part.images for part in parts])[first]
     augmentation = {
         "seed": role.augmentation_seed,
         **{name: config.data[name] for name in _augmentations(config)},
@@ -288,6 +288,10 @@ def _cache_path(config: ConfigDict) -> pathlib.Path:
     if not cached.name and (config.data.fraction < 1 or config.data.imbalance > 1):
         kept = [f"{config.data[f]:g}" for f in ("fraction", "imbalance", "validation_fraction")]
         name += f"-of-{'-'.join(kept)}-{config.data.split_seed}"
+    if not cached.name and config.data.part != "all":
+        name += f"-{config.data.part}-{config.data.teacher_fraction:g}-{config.data.split_seed}"
+    if not cached.name and config.data.min_count > 1:
+        name += f"-min{config.data.min_count}"
     data_dir = sources.builder(config.data.name, config.data.dir).data_dir
     return pathlib.Path(data_dir) / "teacher_logits" / f"{name}.array_record"
 
@@ -323,7 +327,7 @@ def _folder(
 
 
 def _check_fits(module: nn.Module, variables: PyTree, dataset: Dataset, field: str) -> None:
-    example = dataset.example.astype(np.float32)
+    example = views.input_example(dataset)
     try:
         expected = jax.eval_shape(module.init, jax.random.key(0), example)
     except (OverflowError, TypeError, ValueError, ZeroDivisionError) as error:

@@ -7,13 +7,13 @@ import functools
 import io
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from tgeo_jax.data import cifar, decoded, fingerprints, splits
+from tgeo_jax.data import cifar, decoded, fingerprints, fitting, splits, tables
 from tgeo_jax.errors import ConfigError, DataError, TgeoError, nearest
 from tgeo_jax.values import shown
 
@@ -22,8 +22,9 @@ from tgeo_jax.values import shown
 class Split:
     """Images [N, H, W, C] (uint8), labels [N] (int32), and indices in the TFDS split [N] (int32).
 
-    The index counts examples in the order of their TFDS ids; it does not depend on what is held
-    out of the split.
+    In the place of images a numeric table has rows [N, F] (float32) and a categorical one ids
+    [N, F] (int32). The index counts examples in the order of their TFDS ids (of a table, of its
+    rows); it does not depend on what is held out of the split.
     """
 
     images: np.ndarray
@@ -47,8 +48,13 @@ class Dataset:
         validation: what the outer loss and model selection see.
         test: for reporting only.
         class_names: K names.
-        mean: of the training pixels in [0, 1], by channel.
-        std: likewise.
+        mean: of the training pixels in [0, 1], by channel; of a numeric table each feature's
+            minimum over the training rows; of a categorical table ().
+        std: likewise their standard deviation; the range; ().
+        vocabulary: how many ids each column of a categorical table has, 0 (unknown or rare)
+            included; () of everything else.
+        feature_names: of a table's columns; () of images.
+        extra: further test splits by name, such as NSL-KDD's `test_hard`; for reporting only.
     """
 
     train: Split
@@ -57,6 +63,9 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    vocabulary: tuple[int, ...] = ()
+    feature_names: tuple[str, ...] = ()
+    extra: Mapping[str, Split] = dataclasses.field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -69,12 +78,13 @@ class Dataset:
 
     @property
     def example(self) -> np.ndarray:
-        """An image, [1, H, W, C], for its shape and dtype."""
+        """An image [1, H, W, C], or row [1, F], for its shape and dtype."""
         return self.train.images[:1]
 
     def digest(self) -> str:
         """SHA-256 of all pixels and labels, of what is held out, and of the order of examples."""
-        parts = (self.train, self.validation, self.test)
+        extra = (self.extra[name] for name in sorted(self.extra))
+        parts = (self.train, self.validation, self.test, *extra)
         return fingerprints.of([(part.images, part.labels, part.ids) for part in parts])
 
 
@@ -100,6 +110,7 @@ BUILDERS: dict[str, Builder] = {
     "digits": _digits,
     **{name: functools.partial(cifar.builder, name) for name in cifar.NAMES},
     "imagenet2012": _imagenet,
+    **{name: functools.partial(tables.builder, name) for name in tables.LAYOUTS},
 }
 _IMAGES_AT_ONCE = 512  # their squares' sum stays below 2**32
 TOO_LARGE = ("imagenet2012",)  # for memory: these are streamed
@@ -150,13 +161,17 @@ def is_prepared(dataset: tfds.core.DatasetBuilder) -> bool:
         return False
 
 
-def prepare(name: str, data_dir: str = "", source: str = "") -> pathlib.Path:
+def prepare(
+    name: str, data_dir: str = "", source: str = "", *, max_malformed: int = 10
+) -> pathlib.Path:
     """Writes a dataset's files unless they are there already.
 
     Args:
         name: a key of `BUILDERS`.
         data_dir: TFDS folder; empty for TFDS's own default.
-        source: of CIFAR, its official binary archive or the folder of its files.
+        source: of CIFAR, its official binary archive or the folder of its files; of a table, the
+            folder of its published files.
+        max_malformed: how many rows of a table's files may be skipped because they cannot be read.
 
     Returns:
         The folder that holds the files.
@@ -173,6 +188,8 @@ def prepare(name: str, data_dir: str = "", source: str = "") -> pathlib.Path:
     dataset = builder(name, data_dir)
     if name in cifar.NAMES:
         return cifar.prepare(name, source, data_dir)
+    if name in tables.LAYOUTS:
+        return tables.prepare(name, source, data_dir, max_malformed=max_malformed)
     if source:
         raise ConfigError(f"--source={source}: {name} needs no files; leave --source out")
     if name == "imagenet2012" and not is_prepared(dataset):
@@ -199,8 +216,15 @@ def load(
     imbalance: float = 1.0,
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
+    part: str = "all",
+    teacher_fraction: float = 0.7,
+    oversample: bool = False,
+    min_count: int = 1,
 ) -> Dataset:
     """Reads a prepared dataset and holds a stratified validation split out of its training split.
+
+    What is fitted (normalisation, scaling, vocabularies) is fitted on all that is not held out,
+    before anything is dropped: a teacher that learned from another share sees the same input.
 
     Args:
         name: a key of `BUILDERS`.
@@ -212,8 +236,15 @@ def load(
         fraction: share of the remaining training examples that is kept, stratified, in (0, 1].
         imbalance: how many times as many examples the first class keeps as the last, >= 1; what is
             held out stays balanced (see `splits.long_tailed`).
-        mean: for normalisation, by channel; empty for that of all pixels not held out.
+        mean: for normalisation, by channel (of a numeric table by feature); empty for that of all
+            examples not held out.
         std: likewise.
+        part: which of two disjoint, stratified parts of what is not held out is trained on:
+            `teacher` or `student`; `all` for both.
+        teacher_fraction: the teacher's share of it, in (0, 1).
+        oversample: whether examples of the smaller classes are repeated, drawn with replacement,
+            until every class has as many as the largest (see `splits.oversampled`).
+        min_count: categorical tables only: values that fewer rows have share the id 0.
 
     Returns:
         The dataset, in memory.
@@ -222,6 +253,10 @@ def load(
         ConfigError: an unknown dataset, or a normalisation for other channels than it has.
         DataError: not prepared (with the command that prepares it), or a class without examples
             in one of the splits.
+
+    References:
+        TGeo-KD (arXiv 2312.15112): `part` and `oversample` are its protocol for click-through rates
+        and attacks.
     """
     dataset = builder(name, data_dir)
     check_prepared(dataset, name, data_dir)
@@ -229,24 +264,46 @@ def load(
     class_names = tuple(dataset.info.features["label"].names)
     classes = len(class_names)
     kept, held_out = splits.stratified(whole.labels, validation_fraction, split_seed, classes)
-    # Before anything is dropped: a teacher that learned from all of it sees the same input.
+    extra: dict[str, Split] = {}
+    fitted = None
+    if name in tables.LAYOUTS:
+        about = dict(dataset.info.metadata or {})
+        fitted = fitting.fit(tables.LAYOUTS[name], about, whole.images[kept], min_count)
+        others = sorted(set(dataset.info.splits) - {"train", "test"})
+        extra = {split: _encoded(read(dataset, split), fitted) for split in others}
+        whole, test = _encoded(whole, fitted), _encoded(test, fitted)
     mean, std = _normalisation(whole.take(kept).images, tuple(mean), tuple(std))
     if imbalance > 1:
         splits.check_balanced(whole.labels[held_out], validation_fraction, classes)
+    if part != "all":
+        parts = splits.teacher_and_student(
+            whole.labels[kept], teacher_fraction, split_seed, classes
+        )
+        kept = kept[parts[part]]
     if fraction < 1:
         kept = kept[splits.subset(whole.labels[kept], fraction, split_seed, classes)]
     if imbalance > 1:
         kept = kept[splits.long_tailed(whole.labels[kept], imbalance, split_seed, classes)]
     train = whole.take(kept)
     labels = splits.corrupt_labels(train.labels, label_noise, split_seed, classes)
+    train = dataclasses.replace(train, labels=labels)
+    if oversample:
+        train = train.take(splits.oversampled(labels, split_seed, classes))
     return Dataset(
-        train=dataclasses.replace(train, labels=labels),
+        train=train,
         validation=whole.take(held_out),
         test=test,
         class_names=class_names,
         mean=mean,
         std=std,
+        vocabulary=fitted.vocabulary if fitted else (),
+        feature_names=fitted.feature_names if fitted else (),
+        extra=extra,
     )
+
+
+def _encoded(split: Split, fitted: fitting.Fitted) -> Split:
+    return dataclasses.replace(split, images=fitted.encode(split.images))
 
 
 def check_prepared(dataset: tfds.core.DatasetBuilder, name: str, data_dir: str) -> None:
@@ -264,6 +321,11 @@ def check_prepared(dataset: tfds.core.DatasetBuilder, name: str, data_dir: str) 
     """
     if is_prepared(dataset):
         return
+    if name in tables.LAYOUTS:
+        raise DataError(
+            f"data.name={name!r}: not prepared in {dataset.data_dir}; "
+            + tables.how_to_prepare(name, data_dir)
+        )
     option = f" --data_dir={data_dir}" if data_dir else ""
     source = f" --source={_ARCHIVES[name]}" if name in _ARCHIVES else ""
     raise DataError(
@@ -275,16 +337,21 @@ def check_prepared(dataset: tfds.core.DatasetBuilder, name: str, data_dir: str) 
 def _normalisation(
     images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> Normalisation:
-    channels = images.shape[-1]
+    if images.dtype == np.int32:  # ids have no scale
+        return (), ()
+    channels, what = images.shape[-1], "channel"
+    if images.ndim == 2:
+        what = "feature"
     for field, given in (("mean", mean), ("std", std)):
         if given and len(given) != channels:
             raise ConfigError(
-                f"data.{field}={given}: must hold one number for each channel, {channels}, "
-                "or none for that of the training pixels"
+                f"data.{field}={shown(given)}: must hold one number for each {what}, {channels}, "
+                "or none for that of the training examples"
             )
     if mean and std:
         return mean, std
-    found_mean, found_std = _statistics(images)
+    statistics = fitting.minimum_and_range if images.ndim == 2 else _statistics
+    found_mean, found_std = statistics(images)
     return mean or found_mean, std or found_std
 
 
@@ -334,6 +401,9 @@ def read(dataset: tfds.core.DatasetBuilder, split: str) -> Split:
 
 
 def _decode_all(dataset: tfds.core.DatasetBuilder, split: str) -> Split:
+    if dataset.name in tables.LAYOUTS:
+        rows, labels = tables.rows_and_labels(dataset, split)
+        return Split(rows, labels, np.arange(len(labels), dtype=np.int32))
     source = dataset.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
     examples = [source[index] for index in range(len(source))]
     # By id, so that the order does not depend on how TFDS shuffled the records when writing.

@@ -14,7 +14,7 @@ import math
 import pathlib
 import resource
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import grain
@@ -246,6 +246,9 @@ class StreamedDataset:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    vocabulary: tuple[int, ...] = ()
+    feature_names: tuple[str, ...] = ()
+    extra: Mapping[str, Stream] = dataclasses.field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
