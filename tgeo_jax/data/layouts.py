@@ -17,6 +17,8 @@ from tgeo_jax.errors import DataError
 MISSING = np.iinfo(np.int64).min  # in a categorical column: an empty field, a value of its own
 _NAMED = 20  # malformed rows that are named one by one
 Row = tuple[np.ndarray, int]  # values, label
+# A line -> (values, label); raises ValueError or LookupError where it is malformed.
+Parse = Callable[[str], tuple[Sequence[float] | Sequence[int], int]]
 
 
 @dataclasses.dataclass
@@ -179,7 +181,7 @@ _TEXT: dict[str, Any] = {"encoding": "utf-8", "errors": "replace", "newline": "\
 def rows(
     path: pathlib.Path,
     tally: Tally,
-    parse: Callable[[str], tuple[Sequence[float] | Sequence[int], int]],
+    parse: Parse,
     dtype: type,
     *,
     header: bool = False,
@@ -190,7 +192,7 @@ def rows(
     Args:
         path: of the file.
         tally: counts.
-        parse: a line -> (values, label); raises ValueError or LookupError where it is malformed.
+        parse: of a line.
         dtype: of the values.
         header: whether the first line is none.
         wanted: of which line numbers.

@@ -16,12 +16,16 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from tgeo_jax.data import attacks, preparing
+from tgeo_jax.data import attacks, clicks, preparing
 from tgeo_jax.data.layouts import Content, Layout, Tally
 from tgeo_jax.errors import DataError
 
 LAYOUTS: dict[str, Layout] = {
-    layout.name: layout for layout in (attacks.NSL_KDD, *attacks.POWER_ATTACK)
+    layout.name: layout
+    for layout in (
+        *(attacks.NSL_KDD, *attacks.POWER_ATTACK),
+        *(clicks.CRITEO, clicks.AVAZU, clicks.FRAPPE, clicks.MOVIELENS),
+    )
 }
 _ROWS_AT_ONCE = 10_000
 
