@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pathlib
 import pkgutil
 import re
 import shlex
@@ -13,10 +14,10 @@ import pytest
 
 import tgeo_jax
 from experiments import commandline, compare
-from tests import pictures, tiny_cifar
+from tests import pictures, tiny_cifar, tiny_tables
 from tests.conftest import ROOT
 from tgeo_jax import models, origins
-from tgeo_jax.data import sources
+from tgeo_jax.data import sources, tables
 from tgeo_jax.errors import ConfigError
 
 README = (ROOT / "README.md").read_text()
@@ -35,6 +36,12 @@ _SMALL_CIFAR = [
     "--config.data.eval_batch_size=100",
     "--config.meta.batch_size=10",
 ]
+_SMALL_TABLE = [
+    *SHORT,
+    "--config.data.validation_fraction=0.25",
+    "--config.data.batch_size=50",
+    "--config.meta.batch_size=10",
+]
 SHORT_FOR = {
     "digits": SHORT,
     "cifar10": [*_SMALL_CIFAR, "--config.data.batch_size=10"],
@@ -48,6 +55,7 @@ SHORT_FOR = {
         "--config.data.eval_batch_size=10",
         "--config.meta.batch_size=4",
     ],
+    **dict.fromkeys(tables.LAYOUTS, _SMALL_TABLE),
 }
 
 
@@ -100,6 +108,9 @@ def tiny_sets(digits_dir):
     for name in ("cifar10", "cifar100"):
         tiny_cifar.prepare(name, digits_dir)
     pictures.prepare_imagenet(digits_dir, train=40, validation=8)
+    for name in tables.LAYOUTS:
+        source = tiny_tables.write(name, pathlib.Path(digits_dir) / f"{name}_source")
+        tables.prepare(name, source, digits_dir)
     return f"{digits_dir}/cifar100_source"
 
 
@@ -278,9 +289,33 @@ def test_each_config_runs_by_the_command_in_its_docstring(
         teacher = trained / "teacher"
         if config.data.name in classes:
             teacher = untrained / f"{_SMALL_NET}-{classes[config.data.name]}"
+        if config.data.name in tables.LAYOUTS:
+            teacher = workdirs / "teacher"
+            told = origins.how_to_get(config, "teacher.workdir", str(teacher))
+            command(*shlex.split(told.splitlines()[1])[1:], *short)
         short = [*short, f"--config.teacher.workdir={teacher}"]
     done = command(*arguments, *short)
     assert "Report: " in done.stdout
+
+
+@pytest.mark.xdist_group("demo")
+def test_the_documented_commands_on_tables_run_in_their_order(command, tiny_sets, tmp_path):
+    commands = _commands((ROOT / "docs" / "data.md").read_text())
+    assert [arguments[1] for arguments in commands] == ["experiments.prepare"] + [
+        "experiments.main"
+    ] * 2
+    sources_dir = pathlib.Path(tiny_sets).parent
+    for arguments in commands:
+        arguments = [a.replace("runs/nsl_kdd", str(tmp_path)) for a in arguments]
+        if arguments[1] == "experiments.prepare":
+            arguments = [
+                a.replace("NSL-KDD", str(sources_dir / "nsl_kdd_source")) for a in arguments
+            ]
+            assert "u2r 40" in command(*arguments).stdout
+            continue
+        if arguments[2].endswith("tgeo"):
+            arguments.append(f"--config.teacher.workdir={tmp_path / 'teacher'}")
+        assert "Report: " in command(*arguments, *SHORT_FOR["nsl_kdd"]).stdout
 
 
 @pytest.mark.parametrize(

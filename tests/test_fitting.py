@@ -1,4 +1,4 @@
-"""What is fitted on a table's training rows, against scikit-learn and numbers worked out by hand."""
+"""What is fitted on a table's training rows, against scikit-learn and arithmetic by hand."""
 
 import dataclasses
 import math

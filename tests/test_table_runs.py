@@ -13,7 +13,7 @@ from tests.tiny_tables import prepared
 from tgeo_jax import assemble, origins, teachers, train
 from tgeo_jax import config as configs
 from tgeo_jax.data import sources, tables, views
-from tgeo_jax.errors import CheckpointError, ConfigError
+from tgeo_jax.errors import CheckpointError, ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +25,14 @@ def folder(tmp_path_factory):
 
 
 def config(folder, **changes):
-    """A linear teacher's and student's run on the stand-in of NSL-KDD."""
+    """A run of small networks on the stand-in of NSL-KDD."""
     found = configs.default()
     found.data.update(name="nsl_kdd", dir=str(folder / "tfds"), batch_size=20, oversample=True)
     found.meta.batch_size = 10
     for network in (found.student, found.teacher):
         network.name = "mlp"
-        network.mlp.hidden = (4,)
-    found.optimizer.update(name="adam", learning_rate=0.05)
+        network.mlp.hidden = (16,)
+    found.optimizer.update(name="adam", learning_rate=0.01)
     found.train.epochs = 3
     for path, value in changes.items():
         section, field = found, path.split("__")
@@ -159,5 +159,5 @@ def test_a_table_of_a_huge_number_is_refused_with_its_row(tmp_path):
     path.write_text("\n".join(lines) + "\n")
     prepared("nsl_kdd", tmp_path, folder)
     own = config(tmp_path, role__name="alone")
-    with pytest.raises(Exception, match="example 6 of the test_hard split holds NaN or infinite"):
+    with pytest.raises(DataError, match="example 6 of the test_hard split holds NaN or infinite"):
         assemble.assemble(own)

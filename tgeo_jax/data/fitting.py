@@ -88,7 +88,8 @@ def _numeric(layout: Layout, about: Mapping[str, Any], training_rows: np.ndarray
                 continue
             low, middle, high = stand_ins[:, index]
             parts.append(np.nan_to_num(values, nan=middle, posinf=high, neginf=low))
-        return np.concatenate(parts, axis=1, dtype=np.float32, casting="unsafe")
+        with np.errstate(over="ignore"):  # what float32 cannot hold is refused before training
+            return np.concatenate(parts, axis=1, dtype=np.float32, casting="unsafe")
 
     names = [
         name
