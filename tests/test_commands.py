@@ -304,14 +304,12 @@ def test_the_documented_commands_on_tables_run_in_their_order(command, tiny_sets
     assert [arguments[1] for arguments in commands] == ["experiments.prepare"] + [
         "experiments.main"
     ] * 2
-    sources_dir = pathlib.Path(tiny_sets).parent
+    source = str(pathlib.Path(tiny_sets).parent / "nsl_kdd_source")
     for arguments in commands:
         arguments = [a.replace("runs/nsl_kdd", str(tmp_path)) for a in arguments]
         if arguments[1] == "experiments.prepare":
-            arguments = [
-                a.replace("NSL-KDD", str(sources_dir / "nsl_kdd_source")) for a in arguments
-            ]
-            assert "u2r 40" in command(*arguments).stdout
+            told = command(*(a.replace("NSL-KDD", source) for a in arguments)).stdout
+            assert "u2r 40" in told
             continue
         if arguments[2].endswith("tgeo"):
             arguments.append(f"--config.teacher.workdir={tmp_path / 'teacher'}")

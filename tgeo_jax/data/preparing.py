@@ -83,6 +83,7 @@ def write(writer: Any) -> None:
 
 @contextlib.contextmanager
 def without_bars_of_tfds() -> Iterator[None]:
+    """Hides TFDS's progress bars for a while."""
     shown = getattr(tqdm_utils, "_active", True)
     tfds.disable_progress_bar()
     try:
