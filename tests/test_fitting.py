@@ -9,7 +9,7 @@ from sklearn.preprocessing import OrdinalEncoder
 
 from tests import tiny_tables
 from tests.tiny_tables import prepared
-from tgeo_jax.data import clicks, fitting, sources, tables
+from tgeo_jax.data import clicks, fitting, normalisation, sources, tables
 from tgeo_jax.data.layouts import MISSING
 
 NUMERIC = dataclasses.replace(
@@ -34,7 +34,7 @@ def test_what_is_not_finite_becomes_minimum_median_and_maximum_of_finite_trainin
 
 
 def test_a_constant_feature_has_range_one():
-    assert fitting.minimum_and_range(np.float32([[3, 1], [3, 4]])) == ((3.0, 1.0), (1.0, 3.0))
+    assert normalisation.minimum_and_range(np.float32([[3, 1], [3, 4]])) == ((3.0, 1.0), (1.0, 3.0))
 
 
 def test_ids_are_scikit_learns_ordinal_codes_plus_one_and_zero_for_the_unknown():

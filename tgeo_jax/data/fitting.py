@@ -1,7 +1,7 @@
 """What is learned from a table's training rows alone, before a network sees any row.
 
-Numeric tables: what stands for infinity and NaN, one-hot vocabularies, and each feature's minimum
-and range. Categorical tables: which values get an id.
+Numeric tables: what stands for infinity and NaN, and one-hot vocabularies. Categorical tables:
+which values get an id. Scaling follows, see `normalisation`.
 """
 
 from __future__ import annotations
@@ -52,22 +52,6 @@ def fit(
     if layout.kind == "categorical":
         return _vocabularies(layout, training_rows, min_count)
     return _numeric(layout, about, training_rows)
-
-
-def minimum_and_range(
-    rows: np.ndarray,
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Each feature's minimum and its distance to the maximum, 1 where that is 0.
-
-    Args:
-        rows: [N, F].
-
-    Examples:
-        >>> minimum_and_range(np.float32([[1, 5], [3, 5]]))
-        ((1.0, 5.0), (2.0, 1.0))
-    """
-    low, high = rows.min(0).astype(np.float64), rows.max(0).astype(np.float64)
-    return tuple(low.tolist()), tuple(np.where(high > low, high - low, 1).tolist())
 
 
 def _numeric(layout: Layout, about: Mapping[str, Any], training_rows: np.ndarray) -> Fitted:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-import math
 import pathlib
 from collections.abc import Callable, Mapping
 
@@ -13,7 +12,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from tgeo_jax.data import cifar, decoded, fingerprints, fitting, splits, tables
+from tgeo_jax.data import cifar, decoded, fingerprints, fitting, normalisation, splits, tables
+from tgeo_jax.data.normalisation import Normalisation
 from tgeo_jax.errors import ConfigError, DataError, TgeoError, nearest
 from tgeo_jax.values import shown
 
@@ -88,7 +88,6 @@ class Dataset:
         return fingerprints.of([(part.images, part.labels, part.ids) for part in parts])
 
 
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 # What published checkpoints were trained with; not exactly the statistics of the sets.
 CIFAR10_NORMALISATION: Normalisation = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 CIFAR100_NORMALISATION: Normalisation = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
@@ -112,7 +111,6 @@ BUILDERS: dict[str, Builder] = {
     "imagenet2012": _imagenet,
     **{name: functools.partial(tables.builder, name) for name in tables.LAYOUTS},
 }
-_IMAGES_AT_ONCE = 512  # their squares' sum stays below 2**32
 TOO_LARGE = ("imagenet2012",)  # for memory: these are streamed
 _ARCHIVES = {"cifar10": "cifar-10-binary.tar.gz", "cifar100": "cifar-100-binary.tar.gz"}
 
@@ -272,7 +270,7 @@ def load(
         others = sorted(set(dataset.info.splits) - {"train", "test"})
         extra = {split: _encoded(read(dataset, split), fitted) for split in others}
         whole, test = _encoded(whole, fitted), _encoded(test, fitted)
-    mean, std = _normalisation(whole.take(kept).images, tuple(mean), tuple(std))
+    mean, std = normalisation.of(whole.take(kept).images, tuple(mean), tuple(std))
     if imbalance > 1:
         splits.check_balanced(whole.labels[held_out], validation_fraction, classes)
     if part != "all":
@@ -331,52 +329,6 @@ def check_prepared(dataset: tfds.core.DatasetBuilder, name: str, data_dir: str) 
     raise DataError(
         f"data.name={name!r}: not prepared in {dataset.data_dir}; run\n"
         f"  python -m experiments.prepare --dataset={name}{source}{option}"
-    )
-
-
-def _normalisation(
-    images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Normalisation:
-    if images.dtype == np.int32:  # ids have no scale
-        return (), ()
-    channels, what = images.shape[-1], "channel"
-    if images.ndim == 2:
-        what = "feature"
-    for field, given in (("mean", mean), ("std", std)):
-        if given and len(given) != channels:
-            raise ConfigError(
-                f"data.{field}={shown(given)}: must hold one number for each {what}, {channels}, "
-                "or none for that of the training examples"
-            )
-    if mean and std:
-        return mean, std
-    statistics = fitting.minimum_and_range if images.ndim == 2 else _statistics
-    found_mean, found_std = statistics(images)
-    return mean or found_mean, std or found_std
-
-
-def _statistics(images: np.ndarray) -> Normalisation:
-    """Mean and standard deviation of all pixels in [0, 1], by channel."""
-    channels = images.shape[-1]
-    if images.dtype != np.uint8:
-        pixels = images.reshape(-1, channels) / np.float64(255)
-        return tuple(pixels.mean(0).tolist()), tuple(pixels.std(0).tolist())
-    # Integers are exact, and a few images at a time need no copy of all as float64.
-    totals, squares = np.zeros((2, *images.shape[1:]), np.int64)
-    for start in range(0, len(images), _IMAGES_AT_ONCE):
-        some = images[start : start + _IMAGES_AT_ONCE]
-        totals += some.sum(0, dtype=np.uint32)
-        squares += np.square(some, dtype=np.uint16).sum(0, dtype=np.uint32)
-    number = images.size // channels
-    sums = totals.reshape(-1, channels).sum(0).tolist()
-    sums_of_squares = squares.reshape(-1, channels).sum(0).tolist()
-    # Python's integers do not overflow, and it divides them with a single rounding.
-    return (
-        tuple(total / (255 * number) for total in sums),
-        tuple(
-            math.sqrt((number * square - total**2) / (255 * number) ** 2)
-            for total, square in zip(sums, sums_of_squares, strict=True)
-        ),
     )
 
 
