@@ -2,7 +2,8 @@
 
 CIFAR is prepared from its official binary version, downloaded beforehand:
 `python -m experiments.prepare --dataset=cifar100 --source=cifar-100-binary.tar.gz`. So are the
-faces of ORL, `--dataset=orl_faces --source=orl_faces.tar.gz`, and folders of faces.
+faces of ORL, `--dataset=orl_faces --source=orl_faces.tar.gz`, folders of faces, and tables from the
+folder of their published files: `python -m experiments.prepare --dataset=nsl_kdd --source=FOLDER`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+import tensorflow_datasets as tfds
 from absl import flags
 
 from experiments import commandline
-from tgeo_jax.data import faces, sources
+from tgeo_jax.data import faces, sources, tables
 
 _DATASET = flags.DEFINE_string("dataset", "", f"One of: {', '.join(sources.BUILDERS)}.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS folder; TFDS's own default if empty.")
@@ -22,10 +24,14 @@ _SOURCE = flags.DEFINE_string(
     "source",
     "",
     "CIFAR's official binary archive (.tar.gz, .tar, .tar.xz), or its unpacked folder; ORL's "
-    "archive or folder; a folder with train/, evaluation/ and pairs.txt.",
+    "archive or folder; of folders of faces, one with train/, evaluation/ and pairs.txt; of a "
+    "table, the folder of its published files.",
 )
 _MAX_MALFORMED = flags.DEFINE_integer(
-    "max_malformed", 10, "Training images of a face set that may be skipped.", lower_bound=0
+    "max_malformed",
+    10,
+    "Rows of a table, or training images of a face set, that may be skipped with a warning.",
+    lower_bound=0,
 )
 
 
@@ -35,6 +41,9 @@ def main(argv: Sequence[str]) -> None:
     folder = sources.prepare(name, data_dir, _SOURCE.value, max_malformed=limit)
     print(f"Prepared: {folder}")
     dataset = sources.builder(name, data_dir)
+    if name in tables.LAYOUTS:
+        print(told_of_table(dataset))
+        return
     if name in faces.NAMES:
         print(faces.told(dataset))
     for split in dataset.info.splits:
@@ -49,8 +58,30 @@ def main(argv: Sequence[str]) -> None:
     print("train: std ", *(f"{value:.8f}" for value in std))
 
 
+def told_of_table(dataset: tfds.core.DatasetBuilder) -> str:
+    """What to compare of a prepared table: rows, classes, what was skipped or is not finite.
+
+    Args:
+        dataset: prepared, one of `tables.LAYOUTS`.
+    """
+    about = dict(dataset.info.metadata or {})
+    names = dataset.info.features["label"].names
+    lines = [about["note"]] if "note" in about else []
+    for name in dataset.info.splits:
+        split = sources.read(dataset, name)
+        counts = np.bincount(split.labels, minlength=len(names))
+        each = ", ".join(f"{label} {n:,}" for label, n in zip(names, counts, strict=True))
+        lines.append(f"{name}: {len(split):,} rows ({each})")
+        lines.append(f"{name}: SHA-256 of rows and labels {digest(split)}")
+    lines.append(f"malformed rows skipped: {about['malformed']}")
+    for column, counts in about.get("not_finite", {}).items():
+        each = ", ".join(f"{n} {kind}" for kind, n in counts.items())
+        lines.append(f"not finite in {column}: {each}")
+    return "\n".join(lines)
+
+
 def digest(split: sources.Split) -> str:
-    """SHA-256 of the pixels [N, H, W, C] and then the labels (4 bytes, little-endian).
+    """SHA-256 of the pixels (of a table, its raw rows) and then the labels, little-endian.
 
     Args:
         split: examples in the order of their ids.
@@ -62,7 +93,7 @@ def digest(split: sources.Split) -> str:
         >>> digest(sources.Split(np.zeros((1, 1, 1, 1), np.uint8), np.zeros(1), np.zeros(1)))[:12]
         '8855508aade1'
     """
-    found = hashlib.sha256(np.ascontiguousarray(split.images, np.uint8).data)
+    found = hashlib.sha256(np.ascontiguousarray(split.images).data)
     found.update(np.ascontiguousarray(split.labels, "<i4").data)
     return found.hexdigest()
 

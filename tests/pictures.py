@@ -18,7 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 from tensorflow_datasets.datasets.imagenet2012 import imagenet2012_dataset_builder as original
 
-from tgeo_jax.data import cifar
+from tgeo_jax.data import preparing
 
 CLASSES = 7  # of the 1,000, so that a few images fill them
 CMYK = 2  # the number of that image in each split; every fifth is grey
@@ -47,7 +47,7 @@ def prepare_imagenet(
     writer.sizes = {"train": train, "validation": validation}
     writer.corrupt, writer.sides = corrupt, sides
     config = tfds.download.DownloadConfig(num_shards=files)
-    with cifar._without_bars_of_tfds(), tempfile.TemporaryDirectory() as downloads:
+    with preparing.without_bars_of_tfds(), tempfile.TemporaryDirectory() as downloads:
         writer.download_and_prepare(download_dir=downloads, download_config=config)
 
 

@@ -281,7 +281,7 @@ def test_what_a_killed_preparation_left_is_removed_by_the_next(source, data_dir)
     killed = f"""
 from tgeo_jax.data import cifar
 encode, calls = cifar._png, iter(range(9))
-cifar._png = lambda pixels: encode(pixels) if next(calls) < 4 else cifar.os._exit(9)
+cifar._png = lambda pixels: encode(pixels) if next(calls) < 4 else __import__("os")._exit(9)
 cifar.prepare("cifar100", {str(source)!r}, {data_dir!r}, digests={{}})
 """
     done = subprocess.run([sys.executable, "-c", killed], cwd=ROOT, timeout=120, check=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pathlib
 import pkgutil
 import re
 import shlex
@@ -13,10 +14,10 @@ import pytest
 
 import tgeo_jax
 from experiments import commandline, compare
-from tests import pictures, tiny_cifar, tiny_faces
+from tests import pictures, tiny_cifar, tiny_faces, tiny_tables
 from tests.conftest import ROOT
 from tgeo_jax import models, origins
-from tgeo_jax.data import sources
+from tgeo_jax.data import sources, tables
 from tgeo_jax.errors import ConfigError
 
 README = (ROOT / "README.md").read_text()
@@ -46,6 +47,12 @@ _SMALL_FACES = [
         f"--config.{which}.iresnet.stem_strides=4",
     )
 ]
+_SMALL_TABLE = [
+    *SHORT,
+    "--config.data.validation_fraction=0.25",
+    "--config.data.batch_size=50",
+    "--config.meta.batch_size=10",
+]
 SHORT_FOR = {
     "digits": SHORT,
     "orl_faces": [*SHORT, *_SMALL_FACES],
@@ -67,6 +74,7 @@ SHORT_FOR = {
         "--config.data.eval_batch_size=10",
         "--config.meta.batch_size=4",
     ],
+    **dict.fromkeys(tables.LAYOUTS, _SMALL_TABLE),
 }
 
 
@@ -120,6 +128,9 @@ def tiny_sets(digits_dir):
         tiny_cifar.prepare(name, digits_dir)
     tiny_faces.prepare(digits_dir)
     pictures.prepare_imagenet(digits_dir, train=40, validation=8)
+    for name in tables.LAYOUTS:
+        source = tiny_tables.write(name, pathlib.Path(digits_dir) / f"{name}_source")
+        tables.prepare(name, source, digits_dir)
     return f"{digits_dir}/cifar100_source"
 
 
@@ -298,6 +309,10 @@ def test_each_config_runs_by_the_command_in_its_docstring(
         teacher = trained / "teacher"
         if config.data.name in classes:
             teacher = untrained / f"{_SMALL_NET}-{classes[config.data.name]}"
+        if config.data.name in tables.LAYOUTS:
+            teacher = workdirs / "teacher"
+            told = origins.how_to_get(config, "teacher.workdir", str(teacher))
+            command(*shlex.split(told.splitlines()[1])[1:], *short)
         short = [*short, f"--config.teacher.workdir={teacher}"]
     done = command(*arguments, *short)
     assert "Report: " in done.stdout
@@ -317,6 +332,23 @@ def test_the_documented_commands_on_faces_run_in_their_order(command, tiny_sets,
         done = command(*arguments, *SHORT_FOR["orl_faces"])
         assert "verification: accuracy" in done.stdout
     assert (tmp_path / "tgeo" / "report" / "figures" / "roc.png").exists()
+
+
+def test_the_documented_commands_on_tables_run_in_their_order(command, tiny_sets, tmp_path):
+    commands = _commands((ROOT / "docs" / "data.md").read_text())
+    assert [arguments[1] for arguments in commands] == ["experiments.prepare"] + [
+        "experiments.main"
+    ] * 2
+    source = str(pathlib.Path(tiny_sets).parent / "nsl_kdd_source")
+    for arguments in commands:
+        arguments = [a.replace("runs/nsl_kdd", str(tmp_path)) for a in arguments]
+        if arguments[1] == "experiments.prepare":
+            told = command(*(a.replace("NSL-KDD", source) for a in arguments)).stdout
+            assert "u2r 40" in told
+            continue
+        if arguments[2].endswith("tgeo"):
+            arguments.append(f"--config.teacher.workdir={tmp_path / 'teacher'}")
+        assert "Report: " in command(*arguments, *SHORT_FOR["nsl_kdd"]).stdout
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,9 @@ BAD = {
     "data.label_noise": 1.0,
     "data.fraction": 0.0,
     "data.imbalance": 0.5,
+    "data.part": "zzz",
+    "data.teacher_fraction": 1.0,
+    "data.min_count": 0,
     "data.mean": (float("nan"),),
     "data.std": (0.5, 0.0),
     "data.crop_padding": -1,
@@ -74,6 +77,7 @@ BAD = {
 FIX = {
     "seeds": "positive integer",
     "data.validation_fraction": "(0, 1)",
+    "data.part": "all, teacher, student",
     "loss.name": "kl",
     "loss.weights": "hold finite numbers >= 0",
     "ratio.name": "constant, weighted",
@@ -408,3 +412,31 @@ def test_networks_without_options_have_no_section_and_are_chosen_by_name_alone()
     assert configs.options_of(chosen.student) == {}
     assert "resnet8x4" not in chosen.student
     configs.check(chosen)
+
+
+TABLES = [
+    ("nsl_kdd", "crop_padding", 4),
+    ("frappe", "flip", True),
+    ("criteo", "cutout", 2),
+    ("avazu", "randaugment_layers", 1),
+    ("movielens", "image_size", 32),
+    ("power_attack_binary", "pipeline", "stream"),
+    ("frappe", "mean", (0.5,)),
+    ("frappe", "std", (0.5,)),
+    ("nsl_kdd", "min_count", 2),
+    ("digits", "min_count", 2),
+]
+
+
+@pytest.mark.parametrize(("name", "field", "value"), TABLES)
+def test_what_does_nothing_for_a_kind_of_dataset_is_refused_with_the_reason(name, field, value):
+    configs.check(changed({"data.name": name}))
+    with pytest.raises(ConfigError, match=rf"^data\.{field}=.*: must be .* with .*, wh(ose|ich) "):
+        configs.check(changed({"data.name": name, f"data.{field}": value}))
+
+
+@pytest.mark.parametrize(("field", "value"), [("part", "teacher"), ("oversample", True)])
+def test_a_stream_has_no_parts_and_repeats_nothing(field, value):
+    changes = {"data.name": "imagenet2012", "data.pipeline": "stream", f"data.{field}": value}
+    with pytest.raises(ConfigError, match=rf"^data\.{field}=.*stream"):
+        configs.check(changed(changes))

@@ -11,7 +11,7 @@ import threading
 import numpy as np
 import pytest
 
-from tgeo_jax.data import decoded, sources
+from tgeo_jax.data import decoded, normalisation, sources
 
 FIELDS = ("images", "labels", "ids")
 
@@ -256,7 +256,7 @@ def test_nothing_pickled_is_loaded(tmp_path):
 def test_statistics_of_bytes_are_those_of_numpy(shape, values):
     images = np.random.default_rng(0).integers(*values, shape).astype(np.uint8)
     channels = [np.ascontiguousarray(images[..., c]) / np.float64(255) for c in range(shape[-1])]
-    mean, std = sources._statistics(images)
+    mean, std = normalisation.statistics(images)
     np.testing.assert_allclose(mean, [c.mean() for c in channels], rtol=1e-12)
     # Of a constant numpy leaves its own rounding, which is all of it.
     atol = 1e-13 if values[1] - values[0] == 1 else 0
@@ -265,9 +265,9 @@ def test_statistics_of_bytes_are_those_of_numpy(shape, values):
 
 
 def test_statistics_do_not_overflow():
-    images = np.full((sources._IMAGES_AT_ONCE + 1, 300, 300, 1), 255, np.uint8)
+    images = np.full((normalisation.IMAGES_AT_ONCE + 1, 300, 300, 1), 255, np.uint8)
     images[0] = 254
-    mean, std = sources._statistics(images)
+    mean, std = normalisation.statistics(images)
     share = 1 / len(images)
     np.testing.assert_allclose(mean, [(255 - share) / 255], rtol=1e-12)
     np.testing.assert_allclose(std, [np.sqrt(share * (1 - share)) / 255], rtol=1e-12)
@@ -277,4 +277,4 @@ def test_statistics_of_other_types_are_as_they_were():
     images = np.random.default_rng(0).uniform(0, 255, (20, 4, 4, 3)).astype(np.float32)
     pixels = images.reshape(-1, 3) / np.float64(255)
     expected = (tuple(pixels.mean(0).tolist()), tuple(pixels.std(0).tolist()))
-    assert sources._statistics(images) == expected
+    assert normalisation.statistics(images) == expected

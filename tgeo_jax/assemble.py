@@ -134,7 +134,13 @@ def _dataset(config: ConfigDict) -> Dataset:
         raise ConfigError(
             f"data.name={data.name!r}: does not fit in memory; set data.pipeline='stream'"
         )
-    own = {name: data[name] for name in ("label_noise", "imbalance")}
+    own = {
+        name: data[name]
+        for name in (
+            *("label_noise", "imbalance"),
+            *("part", "teacher_fraction", "oversample", "min_count"),
+        )
+    }
     return sources.load(data.name, data.dir, **common, **own)
 
 
@@ -145,7 +151,7 @@ def _method(
     steps_per_epoch: int,
     replicas: int,
 ) -> distill.Distillation:
-    clean_view = views.normalise(dataset.mean, dataset.std)
+    clean_view = views.clean(dataset)
     drops = config.optimizer.drop_epochs if config.optimizer.schedule == "step" else ()
     try:
         student = networks.build(
@@ -277,8 +283,8 @@ def _check_batch(mesh: Mesh, field: str, batch_size: int, replicas: int, split: 
 
 
 def _check_images(config: ConfigDict, dataset: Dataset) -> None:
-    side, padding = min(dataset.example.shape[1:3]), config.data.crop_padding
-    if padding > side:
+    padding = config.data.crop_padding
+    if padding > (side := min(dataset.example.shape[1:3])):
         raise ConfigError(
             f"data.crop_padding={padding}: must be at most the side of an image, {side}, or crops "
             "would show nothing of it"
@@ -288,7 +294,7 @@ def _check_images(config: ConfigDict, dataset: Dataset) -> None:
     splits = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
     for split_name, split in {**splits, **dataset.extra}.items():
         images = split.images
-        if images.dtype != np.uint8 and not np.isfinite(images).all():
+        if images.dtype.kind == "f" and not np.isfinite(images).all():
             first = int(np.argmin(np.isfinite(images).reshape(len(images), -1).all(1)))
             raise DataError(
                 f"data.name={config.data.name!r}: example {first} of the {split_name} split holds "

@@ -28,6 +28,7 @@ from tgeo_jax import (
     selection,
     values,
 )
+from tgeo_jax.data import options
 from tgeo_jax.errors import ConfigError, nearest
 from tgeo_jax.models.build import MODELS, PRECISIONS, default_options
 
@@ -54,7 +55,13 @@ def default() -> ConfigDict:
                 "label_noise": 0.0,  # share of training labels replaced by another class
                 "fraction": 1.0,  # of the training examples that are kept
                 "imbalance": 1.0,  # long tail: the first class's examples over the last's
-                "mean": (),  # for normalisation, by channel; empty: of the training pixels
+                "part": "all",  # of what is not held out: "teacher" and "student" are disjoint
+                "teacher_fraction": 0.7,  # the share of part "teacher"
+                "oversample": False,  # repeat training examples until classes are equal
+                "min_count": 1,  # categorical tables only: rarer values share an id
+                # For normalisation by channel: empty for mean and deviation of the training pixels.
+                # Of a numeric table by feature: empty for its minimum and range.
+                "mean": (),
                 "std": (),
                 "crop_padding": 0,  # random crop after zero padding by this many pixels
                 "flip": False,  # random horizontal flip
@@ -148,6 +155,7 @@ def check(config: ConfigDict) -> None:
                 problem = f"unknown{nearest(part, what)}"
             raise ConfigError(f"{field}={values.shown(value)}: {problem}")
     choices.check(config)
+    options.check(config.data)
     _check_stream(config)
     _check_schedule(config, "optimizer")
     _check_schedule(config, "meta.optimizer")
@@ -295,6 +303,9 @@ _RULES: dict[str, Rule] = {
     "data.label_noise": (lambda v: 0 <= v < 1, "lie in [0, 1)"),
     "data.fraction": (lambda v: 0 < v <= 1, "lie in (0, 1]"),
     "data.imbalance": (lambda v: v >= 1 and math.isfinite(v), "be a finite number >= 1"),
+    "data.part": _one_of(options.PARTS),
+    "data.teacher_fraction": (lambda v: 0 < v < 1, "lie strictly in (0, 1)"),
+    "data.min_count": _POSITIVE_INT,
     "data.mean": (lambda v: all(map(math.isfinite, v)), "hold finite numbers"),
     "data.std": (lambda v: all(s > 0 and math.isfinite(s) for s in v), "hold numbers > 0"),
     "data.crop_padding": _NOT_NEGATIVE_INT,

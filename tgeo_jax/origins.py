@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tgeo_jax import checkpoint, convert, models, storage, workdir
-from tgeo_jax.data import sources, streaming
+from tgeo_jax.data import sources, streaming, tables
 from tgeo_jax.errors import CheckpointError, ConfigError
 
 PyTree = Any
@@ -23,7 +23,9 @@ _AGREE: dict[str, Any] = {
     "validation_fraction": None,
     "split_seed": None,
     "pipeline": "resident",  # a stream's split is not stratified
+    "min_count": 1,  # of a categorical table, what an id means
 }
+_WHY, _SAME_SPLIT = {"min_count": "ids mean"}, "the held-out examples are"
 # What the configs of teachers say, by dataset; what differs must be said on the command line.
 _USUAL: dict[str, dict[str, Any]] = {
     "digits": {},
@@ -39,6 +41,9 @@ _OTHERWISE = {
     "mean": (),
     "std": (),
     "imbalance": 1.0,
+    "part": "all",
+    "teacher_fraction": 0.7,
+    "min_count": 1,
 }
 
 
@@ -64,7 +69,8 @@ def how_to_get(config: ConfigDict, role: str, path: str) -> str:
         )
     name = "NAME" if role == "role.several.workdirs" else config.teacher.name
     ways = [f"train one with\n  {_training(config, name)} --workdir={path}"]
-    if name in (*models.SMALL, *models.LARGE, "NAME") and config.data.name != "digits":
+    own = config.data.name == "digits" or config.data.name in tables.LAYOUTS
+    if name in (*models.SMALL, *models.LARGE, "NAME") and not own:
         ways.append(
             f"convert a PyTorch checkpoint{_download(config, name)} with\n"
             f"  python -m experiments.convert --name={name} --checkpoint=FILE"
@@ -78,16 +84,28 @@ def _training(config: ConfigDict, name: str) -> str:
     changes = {}
     if data == "digits":
         file = "configs/digits/teacher.py"
+    elif data in tables.LAYOUTS:
+        file = _config_of_table(data)
     elif name not in (*models.SMALL, *models.LARGE, "NAME"):
         file = file.partition(":")[0]
         changes["student.name"] = name
     for field, otherwise in _OTHERWISE.items():
         value = config.data[field]
         value = tuple(value) if isinstance(value, tuple | list) else value
-        if value != _USUAL[data].get(field, otherwise):
+        if field == "part" and value == "student":
+            value = "teacher"
+        if value != _USUAL.get(data, {}).get(field, otherwise):
             changes[f"data.{field}"] = f'"{value}"' if isinstance(value, tuple) else value
     told = "".join(f" --config.{field}={value}" for field, value in changes.items())
     return f"python -m experiments.main --config={file}{told}"
+
+
+def _config_of_table(data: str) -> str:
+    world = "attack" if tables.LAYOUTS[data].kind == "numeric" else "ctr"
+    family, _, variant = data.partition("attack_")
+    if variant:
+        return f"configs/{world}/{family}attack.py:{variant},teacher"
+    return f"configs/{world}/{data}.py:teacher"
 
 
 def _download(config: ConfigDict, name: str) -> str:
@@ -123,7 +141,7 @@ def check_agrees(config: ConfigDict, dataset: Dataset, folder: workdir.Workdir, 
         if found != here:
             raise CheckpointError(
                 f"{field}: that network was trained with data.{name}={found!r}, this run has "
-                f"{here!r}; they must agree, so that the held-out examples are the same"
+                f"{here!r}; they must agree, so that {_WHY.get(name, _SAME_SPLIT)} the same"
             )
     if "mean" in result.get("dataset", {}):  # runs of before this was written had the default
         _check_normalisation(result["dataset"], dataset, field)

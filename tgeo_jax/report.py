@@ -217,6 +217,8 @@ def _figures(runs: Mapping[str, Workdir]) -> Iterator[tuple[str, str, str, Figur
                 "After training, on clean images, all seeds together.",
                 _histogram(arrays),
             )
+            if arrays["lowest_images"].ndim < 4:
+                continue  # rows of a table are no pictures
             yield (
                 f"samples_{slug}",
                 f"{run}: where the teacher is trusted least and most",

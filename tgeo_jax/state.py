@@ -48,7 +48,10 @@ class TrainState(struct.PyTreeNode):
 
 
 class Batch(NamedTuple):
-    """Raw images (uint8 or float) and class indices; the rest where teacher logits are cached."""
+    """Raw images (uint8 or float) and class indices; the rest where teacher logits are cached.
+
+    Of a table, rows [B, F]: float32, or ids (int32) of a categorical one.
+    """
 
     images_BxHxWxC: Array
     labels_B: Array

@@ -211,8 +211,8 @@ def with_logits(
     assert role is not None
     parts = (dataset.train, dataset.validation)
     ids = np.concatenate([part.ids for part in parts])
-    order = np.argsort(ids)
-    ids, images = ids[order], np.concatenate([part.images for part in parts])[order]
+    ids, first = np.unique(ids, return_index=True)  # oversampled ones occur several times
+    images = np.concatenate([part.images for part in parts])[first]
     augmentation = {
         "seed": role.augmentation_seed,
         **{name: config.data[name] for name in _augmentations(config)},
@@ -293,6 +293,10 @@ def _cache_path(config: ConfigDict) -> pathlib.Path:
     if not cached.name and (config.data.fraction < 1 or config.data.imbalance > 1):
         kept = [f"{config.data[f]:g}" for f in ("fraction", "imbalance", "validation_fraction")]
         name += f"-of-{'-'.join(kept)}-{config.data.split_seed}"
+    if not cached.name and config.data.part != "all":
+        name += f"-{config.data.part}-{config.data.teacher_fraction:g}-{config.data.split_seed}"
+    if not cached.name and config.data.min_count > 1:
+        name += f"-min{config.data.min_count}"
     data_dir = sources.builder(config.data.name, config.data.dir).data_dir
     return pathlib.Path(data_dir) / "teacher_logits" / f"{name}.array_record"
 

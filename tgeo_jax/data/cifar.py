@@ -6,17 +6,12 @@ version, features, ids, keys and order of the records are theirs; images are sto
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import io
 import lzma
-import os
 import pathlib
-import shutil
 import tarfile
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -24,14 +19,13 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
-from tensorflow_datasets.core.utils import tqdm_utils
 from tensorflow_datasets.image_classification import cifar as originals
 from tqdm import tqdm
 
+from tgeo_jax.data import preparing
 from tgeo_jax.errors import ConfigError, DataError, nearest
 
 _PIXELS = 3 * 32 * 32
-_INFO = "dataset_info.json"  # TFDS writes it last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +104,8 @@ def builder(name: str, data_dir: str = "") -> tfds.core.DatasetBuilder:
     """
     if name not in _LAYOUTS:
         raise ConfigError(f"data.name={name!r}: unknown CIFAR set{nearest(name, NAMES)}")
-    return _open({"cifar10": originals.Cifar10, "cifar100": originals.Cifar100}[name], data_dir)
+    own = {"cifar10": originals.Cifar10, "cifar100": originals.Cifar100}
+    return preparing.opened(own[name], data_dir)
 
 
 def prepare(
@@ -146,15 +141,11 @@ def prepare(
         tgeo_jax.errors.DataError: /nowhere/x.tar.gz: no such file or folder; download https://...
     """
     folder = pathlib.Path(builder(name, data_dir).data_dir)
-    if (folder / _INFO).exists():
+    if preparing.is_done(folder):
         return folder
-    if folder.exists():
-        raise DataError(f"{folder}: holds no {_INFO}, so it is incomplete; delete the folder")
     content = _checked(name, source, data_dir, digests)
-    with _alone(folder.parent):
-        if not folder.exists():  # another process may have been first
-            for leftover in folder.parent.glob(f"incomplete.*_{folder.name}"):
-                shutil.rmtree(leftover)  # of a preparation that was killed
+    with preparing.alone(folder) as needed:
+        if needed:
             _write(name, content, data_dir)
     return folder
 
@@ -339,49 +330,11 @@ def _png(pixels: np.ndarray) -> io.BytesIO:
 
 
 def _write(name: str, content: _Content, data_dir: str) -> None:
-    writer = _open({"cifar10": _Cifar10, "cifar100": _Cifar100}[name], data_dir)
+    writer = preparing.opened({"cifar10": _Cifar10, "cifar100": _Cifar100}[name], data_dir)
     writer.content = content
     bar = tqdm(
         total=sum(map(len, content.records.values())), desc=f"Preparing {name}", unit=" images",
         mininterval=0.5, dynamic_ncols=True,
     )  # fmt: skip
-    # TFDS makes folders for downloads even if there are none.
-    with bar as writer.bar, _without_bars_of_tfds(), tempfile.TemporaryDirectory() as downloads:
-        writer.download_and_prepare(download_dir=downloads)
-
-
-def _open(builder_class: Any, data_dir: str) -> Any:
-    try:
-        return builder_class(data_dir=data_dir or None, file_format="array_record")
-    except ValueError:  # prepared in another format, or in several
-        dataset = builder_class(data_dir=data_dir or None)
-    formats = sorted(known.value for known in dataset.info.available_file_formats())
-    if "array_record" not in formats:
-        raise DataError(
-            f"{dataset.data_dir}: prepared as {', '.join(formats)}, which needs TensorFlow; "
-            "use another data_dir, or delete the folder and prepare it again"
-        )
-    return dataset
-
-
-@contextlib.contextmanager
-def _without_bars_of_tfds() -> Iterator[None]:
-    shown = getattr(tqdm_utils, "_active", True)
-    tfds.disable_progress_bar()
-    try:
-        yield
-    finally:
-        tfds.display_progress_bar(shown)
-
-
-@contextlib.contextmanager
-def _alone(folder: pathlib.Path) -> Iterator[None]:
-    """Waits for other processes that prepare in this folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    with bar as writer.bar:
+        preparing.write(writer)

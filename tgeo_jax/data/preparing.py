@@ -77,12 +77,13 @@ def alone(folder: pathlib.Path) -> Iterator[bool]:
 def write(writer: Any) -> None:
     """Lets a builder write its files; they appear when they are whole."""
     # TFDS makes folders for downloads even if there are none.
-    with _without_bars_of_tfds(), tempfile.TemporaryDirectory() as downloads:
+    with without_bars_of_tfds(), tempfile.TemporaryDirectory() as downloads:
         writer.download_and_prepare(download_dir=downloads)
 
 
 @contextlib.contextmanager
-def _without_bars_of_tfds() -> Iterator[None]:
+def without_bars_of_tfds() -> Iterator[None]:
+    """Hides TFDS's progress bars for a while."""
     shown = getattr(tqdm_utils, "_active", True)
     tfds.disable_progress_bar()
     try:

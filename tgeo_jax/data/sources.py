@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
-import math
 import pathlib
 from collections.abc import Callable, Mapping
 
@@ -13,7 +12,17 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from tgeo_jax.data import cifar, decoded, faces, fingerprints, splits
+from tgeo_jax.data import (
+    cifar,
+    decoded,
+    faces,
+    fingerprints,
+    fitting,
+    normalisation,
+    splits,
+    tables,
+)
+from tgeo_jax.data.normalisation import Normalisation
 from tgeo_jax.data.pairs import Pairs
 from tgeo_jax.errors import ConfigError, DataError, TgeoError, nearest
 from tgeo_jax.values import shown
@@ -23,8 +32,9 @@ from tgeo_jax.values import shown
 class Split:
     """Images [N, H, W, C] (uint8), labels [N] (int32), and indices in the TFDS split [N] (int32).
 
-    The index counts examples in the order of their TFDS ids; it does not depend on what is held
-    out of the split.
+    In the place of images a numeric table has rows [N, F] (float32) and a categorical one ids
+    [N, F] (int32). The index counts examples in the order of their TFDS ids (of a table, of its
+    rows); it does not depend on what is held out of the split.
     """
 
     images: np.ndarray
@@ -48,10 +58,13 @@ class Dataset:
         validation: what the outer loss and model selection see.
         test: for reporting only.
         class_names: K names.
-        mean: of the training pixels in [0, 1], by channel.
-        std: likewise.
-        extra: further test splits by name, such as `test_hard`.
-        vocabulary: of a table of categories, the number of values of each field; else empty.
+        mean: of the training pixels in [0, 1], by channel; of a numeric table each feature's
+            minimum over the training rows; of a categorical table ().
+        std: likewise their standard deviation; the range; ().
+        vocabulary: how many ids each column of a categorical table has, 0 (unknown or rare)
+            included; () of everything else.
+        feature_names: of a table's columns; () of images.
+        extra: further test splits by name, such as NSL-KDD's `test_hard`; for reporting only.
         verification: of a face set, pairs of people who are in no split; None of everything else.
         corrupt: names of what was skipped when the set was prepared, since it cannot be decoded.
     """
@@ -62,8 +75,9 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    extra: Mapping[str, Split] = dataclasses.field(default_factory=dict)
     vocabulary: tuple[int, ...] = ()
+    feature_names: tuple[str, ...] = ()
+    extra: Mapping[str, Split] = dataclasses.field(default_factory=dict)
     verification: Pairs | None = None
     corrupt: tuple[str, ...] = ()
 
@@ -73,19 +87,19 @@ class Dataset:
 
     @property
     def example(self) -> np.ndarray:
-        """An image, [1, H, W, C], for its shape and dtype."""
+        """An image [1, H, W, C], or row [1, F], for its shape and dtype."""
         return self.train.images[:1]
 
     def digest(self) -> str:
         """SHA-256 of all pixels and labels, of what is held out, and of the order of examples."""
-        parts = (self.train, self.validation, self.test, *self.extra.values())
+        extra = (self.extra[name] for name in sorted(self.extra))
+        parts = (self.train, self.validation, self.test, *extra)
         found: list[tuple] = [(part.images, part.labels, part.ids) for part in parts]
         if self.verification is not None:
             found.append(tuple(vars(self.verification).values()))
         return fingerprints.of(found)
 
 
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 # What published checkpoints were trained with; not exactly the statistics of the sets.
 CIFAR10_NORMALISATION: Normalisation = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 CIFAR100_NORMALISATION: Normalisation = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
@@ -108,8 +122,8 @@ BUILDERS: dict[str, Builder] = {
     **{name: functools.partial(cifar.builder, name) for name in cifar.NAMES},
     "imagenet2012": _imagenet,
     **{name: functools.partial(faces.builder, name) for name in faces.NAMES},
+    **{name: functools.partial(tables.builder, name) for name in tables.LAYOUTS},
 }
-_IMAGES_AT_ONCE = 512  # their squares' sum stays below 2**32
 TOO_LARGE = ("imagenet2012",)  # for memory: these are streamed
 _ARCHIVES = {
     "cifar10": "cifar-10-binary.tar.gz",
@@ -172,8 +186,9 @@ def prepare(
         name: a key of `BUILDERS`.
         data_dir: TFDS folder; empty for TFDS's own default.
         source: of CIFAR, its official binary archive or the folder of its files; of face sets see
-            `faces.prepare`.
-        max_malformed: how many images of a face set may be skipped because they cannot be decoded.
+            `faces.prepare`; of a table, the folder of its published files.
+        max_malformed: how many rows of a table's files, or images of a face set, may be skipped
+            because they cannot be read.
 
     Returns:
         The folder that holds the files.
@@ -192,6 +207,8 @@ def prepare(
         return cifar.prepare(name, source, data_dir)
     if name in faces.NAMES:
         return faces.prepare(name, source, data_dir, max_corrupt=max_malformed)
+    if name in tables.LAYOUTS:
+        return tables.prepare(name, source, data_dir, max_malformed=max_malformed)
     if source:
         raise ConfigError(f"--source={source}: {name} needs no files; leave --source out")
     if name == "imagenet2012" and not is_prepared(dataset):
@@ -218,8 +235,15 @@ def load(
     imbalance: float = 1.0,
     mean: tuple[float, ...] = (),
     std: tuple[float, ...] = (),
+    part: str = "all",
+    teacher_fraction: float = 0.7,
+    oversample: bool = False,
+    min_count: int = 1,
 ) -> Dataset:
     """Reads a prepared dataset and holds a stratified validation split out of its training split.
+
+    What is fitted (normalisation, scaling, vocabularies) is fitted on all that is not held out,
+    before anything is dropped: a teacher that learned from another share sees the same input.
 
     Args:
         name: a key of `BUILDERS`.
@@ -231,8 +255,15 @@ def load(
         fraction: share of the remaining training examples that is kept, stratified, in (0, 1].
         imbalance: how many times as many examples the first class keeps as the last, >= 1; what is
             held out stays balanced (see `splits.long_tailed`).
-        mean: for normalisation, by channel; empty for that of all pixels not held out.
+        mean: for normalisation, by channel (of a numeric table by feature); empty for that of all
+            examples not held out.
         std: likewise.
+        part: which of two disjoint, stratified parts of what is not held out is trained on:
+            `teacher` or `student`; `all` for both.
+        teacher_fraction: the teacher's share of it, in (0, 1).
+        oversample: whether examples of the smaller classes are repeated, drawn with replacement,
+            until every class has as many as the largest (see `splits.oversampled`).
+        min_count: categorical tables only: values that fewer rows have share the id 0.
 
     Returns:
         The dataset, in memory.
@@ -241,6 +272,10 @@ def load(
         ConfigError: an unknown dataset, or a normalisation for other channels than it has.
         DataError: not prepared (with the command that prepares it), or a class without examples
             in one of the splits.
+
+    References:
+        TGeo-KD (arXiv 2312.15112): `part` and `oversample` are its protocol for click-through rates
+        and attacks.
     """
     dataset = builder(name, data_dir)
     check_prepared(dataset, name, data_dir)
@@ -249,31 +284,53 @@ def load(
     classes = len(class_names)
     divide = faces.hold_out if name in faces.NAMES else splits.stratified
     kept, held_out = divide(whole.labels, validation_fraction, split_seed, classes)
-    # Before anything is dropped: a teacher that learned from all of it sees the same input.
-    mean, std = _normalisation(whole.take(kept).images, tuple(mean), tuple(std))
+    extra: dict[str, Split] = {}
+    fitted = None
+    if name in tables.LAYOUTS:
+        about = dict(dataset.info.metadata or {})
+        fitted = fitting.fit(tables.LAYOUTS[name], about, whole.images[kept], min_count)
+        others = sorted(set(dataset.info.splits) - {"train", "test"})
+        extra = {split: _encoded(read(dataset, split), fitted) for split in others}
+        whole, test = _encoded(whole, fitted), _encoded(test, fitted)
+    mean, std = normalisation.of(whole.take(kept).images, tuple(mean), tuple(std))
     if imbalance > 1:
         splits.check_balanced(whole.labels[held_out], validation_fraction, classes)
+    if part != "all":
+        parts = splits.teacher_and_student(
+            whole.labels[kept], teacher_fraction, split_seed, classes
+        )
+        kept = kept[parts[part]]
     if fraction < 1:
         kept = kept[splits.subset(whole.labels[kept], fraction, split_seed, classes)]
     if imbalance > 1:
         kept = kept[splits.long_tailed(whole.labels[kept], imbalance, split_seed, classes)]
     train = whole.take(kept)
     labels = splits.corrupt_labels(train.labels, label_noise, split_seed, classes)
+    train = dataclasses.replace(train, labels=labels)
+    if oversample:
+        train = train.take(splits.oversampled(labels, split_seed, classes))
     verification: Pairs | None = None
     corrupt: tuple[str, ...] = ()
     if name in faces.NAMES:
         verification = faces.verification(dataset, read(dataset, "verification").images)
         corrupt = faces.corrupt(dataset)
     return Dataset(
-        train=dataclasses.replace(train, labels=labels),
+        train=train,
         validation=whole.take(held_out),
         test=test,
         class_names=class_names,
         mean=mean,
         std=std,
+        vocabulary=fitted.vocabulary if fitted else (),
+        feature_names=fitted.feature_names if fitted else (),
+        extra=extra,
         verification=verification,
         corrupt=corrupt,
     )
+
+
+def _encoded(split: Split, fitted: fitting.Fitted) -> Split:
+    return dataclasses.replace(split, images=fitted.encode(split.images))
 
 
 def check_prepared(dataset: tfds.core.DatasetBuilder, name: str, data_dir: str) -> None:
@@ -291,52 +348,16 @@ def check_prepared(dataset: tfds.core.DatasetBuilder, name: str, data_dir: str) 
     """
     if is_prepared(dataset):
         return
+    if name in tables.LAYOUTS:
+        raise DataError(
+            f"data.name={name!r}: not prepared in {dataset.data_dir}; "
+            + tables.how_to_prepare(name, data_dir)
+        )
     option = f" --data_dir={data_dir}" if data_dir else ""
     source = f" --source={_ARCHIVES[name]}" if name in _ARCHIVES else ""
     raise DataError(
         f"data.name={name!r}: not prepared in {dataset.data_dir}; run\n"
         f"  python -m experiments.prepare --dataset={name}{source}{option}"
-    )
-
-
-def _normalisation(
-    images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]
-) -> Normalisation:
-    channels = images.shape[-1]
-    for field, given in (("mean", mean), ("std", std)):
-        if given and len(given) != channels:
-            raise ConfigError(
-                f"data.{field}={given}: must hold one number for each channel, {channels}, "
-                "or none for that of the training pixels"
-            )
-    if mean and std:
-        return mean, std
-    found_mean, found_std = _statistics(images)
-    return mean or found_mean, std or found_std
-
-
-def _statistics(images: np.ndarray) -> Normalisation:
-    """Mean and standard deviation of all pixels in [0, 1], by channel."""
-    channels = images.shape[-1]
-    if images.dtype != np.uint8:
-        pixels = images.reshape(-1, channels) / np.float64(255)
-        return tuple(pixels.mean(0).tolist()), tuple(pixels.std(0).tolist())
-    # Integers are exact, and a few images at a time need no copy of all as float64.
-    totals, squares = np.zeros((2, *images.shape[1:]), np.int64)
-    for start in range(0, len(images), _IMAGES_AT_ONCE):
-        some = images[start : start + _IMAGES_AT_ONCE]
-        totals += some.sum(0, dtype=np.uint32)
-        squares += np.square(some, dtype=np.uint16).sum(0, dtype=np.uint32)
-    number = images.size // channels
-    sums = totals.reshape(-1, channels).sum(0).tolist()
-    sums_of_squares = squares.reshape(-1, channels).sum(0).tolist()
-    # Python's integers do not overflow, and it divides them with a single rounding.
-    return (
-        tuple(total / (255 * number) for total in sums),
-        tuple(
-            math.sqrt((number * square - total**2) / (255 * number) ** 2)
-            for total, square in zip(sums, sums_of_squares, strict=True)
-        ),
     )
 
 
@@ -361,6 +382,9 @@ def read(dataset: tfds.core.DatasetBuilder, split: str) -> Split:
 
 
 def _decode_all(dataset: tfds.core.DatasetBuilder, split: str) -> Split:
+    if dataset.name in tables.LAYOUTS:
+        rows, labels = tables.rows_and_labels(dataset, split)
+        return Split(rows, labels, np.arange(len(labels), dtype=np.int32))
     source = dataset.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
     examples = [source[index] for index in range(len(source))]
     # By id, so that the order does not depend on how TFDS shuffled the records when writing.

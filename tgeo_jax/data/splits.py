@@ -9,7 +9,13 @@ from tgeo_jax.errors import DataError
 
 
 def stratified(
-    labels: np.ndarray, fraction: float, seed: int, num_classes: int
+    labels: np.ndarray,
+    fraction: float,
+    seed: int,
+    num_classes: int,
+    *,
+    field: str = "data.validation_fraction",
+    second: str = "held-out",
 ) -> tuple[np.ndarray, np.ndarray]:
     """Splits example indices in two, with the same share of every class.
 
@@ -18,6 +24,8 @@ def stratified(
         fraction: share of the examples in the second part, in (0, 1).
         seed: fixes the split.
         num_classes: K; every class must occur in both parts.
+        field: which field of the configuration says so, for messages.
+        second: what the second part is, for messages.
 
     Returns:
         (kept, held_out), sorted index arrays.
@@ -36,17 +44,71 @@ def stratified(
         )
     except ValueError as error:  # scikit-learn: fewer examples than classes
         raise DataError(
-            f"data.validation_fraction={fraction}: cannot hold out a stratified split of "
-            f"{len(labels)} examples: {error}"
+            f"{field}={fraction:g}: cannot hold out a stratified split of {len(labels)} examples: "
+            f"{error}"
         ) from error
-    for part, indices in (("training", kept), ("held-out", held_out)):
+    for part, indices in (("training", kept), (second, held_out)):
         missing = sorted(set(range(num_classes)) - set(labels[indices].tolist()))
         if missing:
             raise DataError(
-                f"data.validation_fraction={fraction}: class {missing[0]} has no example in the "
+                f"{field}={fraction:g}: class {missing[0]} has no example in the "
                 f"{part} split; every class needs one, so change the fraction or drop the class"
             )
     return np.sort(kept), np.sort(held_out)
+
+
+def teacher_and_student(
+    labels: np.ndarray, teacher_fraction: float, seed: int, num_classes: int
+) -> dict[str, np.ndarray]:
+    """Two disjoint parts of the examples with the same share of every class, sorted indices.
+
+    Args:
+        labels: [N].
+        teacher_fraction: share of the part `teacher`; the rest is `student`. In (0, 1).
+        seed: fixes which.
+        num_classes: K; every class must occur in both parts.
+
+    Raises:
+        DataError: a class that one of the parts would lack.
+
+    Examples:
+        >>> parts = teacher_and_student(np.repeat([0, 1], 10), 0.7, seed=0, num_classes=2)
+        >>> len(parts["teacher"]), len(parts["student"])
+        (14, 6)
+    """
+    teacher, student = stratified(
+        labels, round(1 - teacher_fraction, 12), seed, num_classes,
+        field="1 - data.teacher_fraction", second="student's",
+    )  # fmt: skip
+    return {"teacher": teacher, "student": student}
+
+
+def oversampled(labels: np.ndarray, seed: int, num_classes: int) -> np.ndarray:
+    """Indices that give every class as many examples as the largest has.
+
+    Each example occurs at least once; those of smaller classes again as often as it takes, drawn
+    with replacement.
+
+    Args:
+        labels: [N].
+        seed: fixes which are repeated.
+        num_classes: K; a class without examples stays without.
+
+    Returns:
+        Sorted indices.
+
+    Examples:
+        >>> oversampled(np.array([0, 0, 0, 1]), seed=0, num_classes=2).tolist()
+        [0, 1, 2, 3, 3, 3]
+    """
+    random = np.random.RandomState(seed)  # its stream is frozen, unlike default_rng's
+    counts = np.bincount(labels, minlength=num_classes)
+    repeated = [
+        random.choice(np.flatnonzero(labels == k), counts.max() - counts[k])
+        for k in range(num_classes)
+        if 0 < counts[k] < counts.max()
+    ]
+    return np.sort(np.concatenate([np.arange(len(labels)), *repeated]))
 
 
 def corrupt_labels(labels: np.ndarray, noise: float, seed: int, num_classes: int) -> np.ndarray:

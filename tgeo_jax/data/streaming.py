@@ -14,7 +14,7 @@ import math
 import pathlib
 import resource
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import grain
@@ -247,6 +247,8 @@ class StreamedDataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     vocabulary: tuple[int, ...] = ()
+    feature_names: tuple[str, ...] = ()
+    extra: Mapping[str, Stream] = dataclasses.field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -261,11 +263,6 @@ class StreamedDataset:
     def corrupt(self) -> tuple[str, ...]:
         """The images so far that could not be decoded, of all splits."""
         return self.train.corrupt + self.validation.corrupt + self.test.corrupt
-
-    @property
-    def extra(self) -> dict[str, Stream]:
-        """No further test splits."""
-        return {}
 
     def digest(self) -> str:
         """SHA-256 of which records are in which split."""

@@ -1,4 +1,4 @@
-"""What the networks see of an image: normalisation, and augmentation inside the training step.
+"""What the networks see: normalisation or scaling, and augmentation inside the training step.
 
     bytes -> RandAugment-lite -> random crop -> random flip -> normalised float32 -> Cutout
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,45 @@ def normalise(mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Arra
         return (images_BxHxWxC.astype(jnp.float32) / 255 - mean_1x1x1xC) / std_1x1x1xC
 
     return view
+
+
+def scale(minimum: tuple[float, ...], span: tuple[float, ...]) -> Callable[[Array], Array]:
+    """The clean view of a numeric table: training rows lie in [0, 1]; others may lie outside.
+
+    Args:
+        minimum: by feature.
+        span: maximum less minimum by feature, > 0.
+
+    Returns:
+        rows_BxF (float32) -> (rows - minimum) / span.
+
+    Examples:
+        >>> print(scale((1.0, 0.0), (2.0, 1.0))(jnp.array([[3.0, 0.5]])))
+        [[1.  0.5]]
+    """
+
+    def view(rows_BxF: Array) -> Array:
+        minimum_1xF, span_1xF = (
+            jnp.asarray(values, jnp.float32)[None] for values in (minimum, span)
+        )
+        return (rows_BxF - minimum_1xF) / span_1xF
+
+    return view
+
+
+def clean(dataset: Any) -> Callable[[Array], Array]:
+    """The clean view of a dataset: of images, of a numeric table, or ids as they are.
+
+    Args:
+        dataset: `sources.Dataset` or `streaming.StreamedDataset`.
+
+    Returns:
+        What is stored -> network input: float32, of a categorical table int32.
+    """
+    if dataset.vocabulary:
+        return lambda ids_BxF: ids_BxF
+    is_table = dataset.example.ndim == 2
+    return (scale if is_table else normalise)(dataset.mean, dataset.std)
 
 
 def augment(

@@ -1,0 +1,60 @@
+"""Which options of the `data` section a kind of dataset has no use for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from tgeo_jax.data import tables
+from tgeo_jax.errors import ConfigError
+from tgeo_jax.values import shown
+
+PARTS = ("all", "teacher", "student")
+# What is without effect, and is all that is allowed, by the field that does not apply.
+_OF_IMAGES: dict[str, Any] = {
+    "crop_padding": 0,
+    "flip": False,
+    "cutout": 0,
+    "randaugment_layers": 0,
+    "randaugment_magnitude": 9.0,
+    "image_size": 224,
+    "pipeline": "resident",
+}
+_NOT_STREAMED: dict[str, Any] = {"part": "all", "oversample": False}
+
+
+def check(data: ConfigDict) -> None:
+    """Checks that no option is set which does nothing for the dataset that is named.
+
+    Raises:
+        ConfigError: the first one, with the reason.
+
+    Examples:
+        >>> from tgeo_jax import config
+        >>> data = config.default().data
+        >>> data.name, data.flip = "nsl_kdd", True
+        >>> check(data)
+        Traceback (most recent call last):
+        tgeo_jax.errors.ConfigError: data.flip=True: must be False with data.name='nsl_kdd', \
+whose examples are rows of a table, not images
+    """
+    layout = tables.LAYOUTS.get(data.name)
+    if layout is not None:
+        why = f"data.name={data.name!r}, whose examples are rows of a table, not images"
+        _refuse(data, _OF_IMAGES, why)
+    if layout is not None and layout.kind == "categorical":
+        why = f"data.name={data.name!r}, whose columns are ids and have no scale"
+        _refuse(data, {"mean": (), "std": ()}, why)
+    else:
+        why = f"data.name={shown(data.name)}, which has no vocabulary of values to count"
+        _refuse(data, {"min_count": 1}, why)
+    if data.pipeline == "stream":
+        _refuse(data, _NOT_STREAMED, "data.pipeline='stream', which reads no labels beforehand")
+
+
+def _refuse(data: ConfigDict, only: dict[str, Any], why: str) -> None:
+    for field, value in only.items():
+        found = tuple(data[field]) if isinstance(value, tuple) else data[field]
+        if found != value:
+            raise ConfigError(f"data.{field}={shown(found)}: must be {value!r} with {why}")
