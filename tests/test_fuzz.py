@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import pytest
 from absl import flags
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from ml_collections import ConfigDict, config_flags
 
@@ -277,6 +277,7 @@ def test_the_command_line_is_read_as_the_commands_do():
 
 @settings(QUICK, max_examples=200)
 @given(st.dictionaries(st.sampled_from(PATHS), TEXTS, min_size=1, max_size=2))
+@example({"data": "{1: 2}"})
 def test_arguments_are_parsed_or_refused(changes):
     chosen = _of_command_line(*(f"--config.{path}={text}" for path, text in changes.items()))
     if chosen is None:

@@ -366,7 +366,9 @@ def _check_fields(given: dict, known: dict, prefix: str) -> None:
     for name, value in given.items():
         path = f"{prefix}{name}"
         if name not in known:
-            raise ConfigError(f"{path}={values.shown(value)}: no such field{nearest(name, known)}")
+            raise ConfigError(
+                f"{path}={values.shown(value)}: no such field{nearest(str(name), known)}"
+            )
         if isinstance(known[name], dict) != isinstance(value, dict):
             expected = "a section" if isinstance(known[name], dict) else "a value"
             raise ConfigError(f"{path}={values.shown(value)}: must be {expected}")
