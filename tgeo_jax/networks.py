@@ -72,9 +72,10 @@ def example(dataset: Inputs) -> np.ndarray:
 
     Examples:
         >>> from types import SimpleNamespace
-        >>> example(SimpleNamespace(example=np.zeros((1, 8, 8, 1), np.uint8), vocabulary=())).dtype
+        >>> example(SimpleNamespace(example=np.zeros((1, 8, 8, 1), np.uint8))).dtype
         dtype('float32')
-        >>> example(SimpleNamespace(example=np.zeros((1, 2), np.int32), vocabulary=(3, 4))).dtype
+        >>> example(SimpleNamespace(example=np.zeros((1, 2), np.int32))).dtype
         dtype('int32')
     """
-    return dataset.example if dataset.vocabulary else dataset.example.astype(np.float32)
+    found = dataset.example
+    return found if np.issubdtype(found.dtype, np.signedinteger) else found.astype(np.float32)
