@@ -181,14 +181,18 @@ def test_tuples_of_the_axes_can_be_set_on_the_command_line(monkeypatch):
 
 
 @pytest.mark.parametrize("name", losses.SOFT_LOSSES)
-def test_two_classes_are_enough_for_every_loss_but_one(name):
+def test_of_two_classes_only_some_losses_can_teach(name):
     loss = losses.soft_loss(name)
     choices.check_loss(name, loss, num_classes=3)
-    if name != "dkd":
+    if name in ("kl", "dist"):
         choices.check_loss(name, loss, num_classes=2)
         return
-    with pytest.raises(ConfigError, match=r"^loss 'dkd' with K = 2 classes.*use 'kl'$"):
+    with pytest.raises(ConfigError, match=rf"^loss '{name}' with K = 2 classes.*use 'kl'$"):
         choices.check_loss(name, loss, num_classes=2)
+
+
+def test_of_two_classes_cmkd_can_teach_by_its_columns():
+    choices.check_loss("cmkd", losses.soft_loss("cmkd", intra=1.0), num_classes=2)
 
 
 # Ratios.

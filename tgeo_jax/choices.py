@@ -198,6 +198,17 @@ it compares the classes other than the true one; use 'kl'
     except ValueError as error:
         said = str(error)
         raise ConfigError(said if said.startswith("loss ") else f"loss.{name}.{said}") from error
+    if num_classes == 2 and not _has_gradient(loss):
+        raise ConfigError(
+            f"loss {name!r} with K = 2 classes: it has no gradient, because two logits that are "
+            "standardised or correlated only say which one is higher; use 'kl'"
+        )
+
+
+def _has_gradient(loss: losses.SoftLoss) -> bool:
+    student, teacher = jnp.array([[0.5, -0.2], [-1.0, 0.1], [0.3, 1.2]]), jnp.eye(3, 2)
+    pull = jax.grad(lambda logits: loss(logits, teacher, jnp.array([0, 1, 0])).sum())
+    return bool(jnp.abs(pull(student)).max() > 1e-3)
 
 
 def _check_numbers(path: str, options: dict[str, Any]) -> None:
