@@ -7,7 +7,8 @@ files are not redistributable: this config was run on stand-ins of their layout 
 Command: python -m experiments.main --config=configs/attack/power_attack.py:3class,tgeo \\
     --workdir=runs/power_attack_3class/tgeo
 Cost: not measured yet.
-Expected: no run is recorded yet; the paper reports accuracy 92.39 (teacher 88.19).
+Expected: no run is recorded yet; the paper reports accuracy 92.39 (teacher 88.19), with other
+networks.
 """
 
 from ml_collections import ConfigDict
