@@ -440,3 +440,10 @@ def test_a_stream_has_no_parts_and_repeats_nothing(field, value):
     changes = {"data.name": "imagenet2012", "data.pipeline": "stream", f"data.{field}": value}
     with pytest.raises(ConfigError, match=rf"^data\.{field}=.*stream"):
         configs.check(changed(changes))
+
+
+def test_a_field_whose_name_is_a_number_is_refused_like_any_other():
+    strange = configs.default().to_dict()
+    strange["data"][0] = 1
+    with pytest.raises(ConfigError, match=r"^data\.0=1: no such field"):
+        configs.check(ConfigDict(strange, convert_dict=True))

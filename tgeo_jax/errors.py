@@ -47,5 +47,5 @@ def nearest(name: str, known: Any) -> str:
         >>> nearest("zzz", ["temperature", "alpha"])
         '; known: temperature, alpha'
     """
-    near = difflib.get_close_matches(name, list(known), n=1)
+    near = difflib.get_close_matches(str(name), list(known), n=1)  # a key may be a number
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
