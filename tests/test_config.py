@@ -443,7 +443,7 @@ def test_a_stream_has_no_parts_and_repeats_nothing(field, value):
 
 
 def test_a_field_whose_name_is_a_number_is_refused_like_any_other():
-    strange = configs.default().to_dict()
-    strange["data"][0] = 1
+    strange = configs.default()
+    strange.data = ConfigDict({0: 1})  # as --config.data={0:1} gives it
     with pytest.raises(ConfigError, match=r"^data\.0=1: no such field"):
-        configs.check(ConfigDict(strange, convert_dict=True))
+        configs.check(strange)
