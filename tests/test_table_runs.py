@@ -104,7 +104,7 @@ def test_a_teacher_whose_ids_mean_something_else_is_refused(folder, teacher):
     [
         ("nsl_kdd", "configs/attack/nsl_kdd.py:teacher"),
         ("power_attack_3class", "configs/attack/power_attack.py:3class,teacher"),
-        ("frappe", "configs/ctr/frappe.py:teacher"),
+        ("frappe", "configs/ctr/clicks.py:frappe,teacher"),
     ],
 )
 def test_the_way_to_a_teacher_of_a_table_names_its_part(folder, name, file):

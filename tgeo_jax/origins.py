@@ -33,6 +33,12 @@ _USUAL: dict[str, dict[str, Any]] = {
     "cifar100": dict(zip(("mean", "std"), sources.CIFAR100_NORMALISATION, strict=True)),
     "imagenet2012": {"validation_fraction": 0.02, "pipeline": "stream"},
 }
+# The config of a dataset's teacher, a network named {0}, where it is not in configs/teachers/.
+_CONFIGS = {
+    "digits": "configs/digits/teacher.py",
+    "orl_faces": "configs/faces/orl.py:teacher",
+    "face_folder": "configs/faces/casia.py:{0}-{0},plain",
+}
 _OTHERWISE = {
     "dir": "",
     "validation_fraction": 0.1,
@@ -82,8 +88,8 @@ def how_to_get(config: ConfigDict, role: str, path: str) -> str:
 def _training(config: ConfigDict, name: str) -> str:
     data, file = config.data.name, f"configs/teachers/{config.data.name}.py:{name}"
     changes = {}
-    if data == "digits":
-        file = "configs/digits/teacher.py"
+    if data in _CONFIGS:
+        file = _CONFIGS[data].format(name)
     elif data in tables.LAYOUTS:
         file = _config_of_table(data)
     elif name not in (*models.SMALL, *models.LARGE, "NAME"):
@@ -101,11 +107,12 @@ def _training(config: ConfigDict, name: str) -> str:
 
 
 def _config_of_table(data: str) -> str:
-    world = "attack" if tables.LAYOUTS[data].kind == "numeric" else "ctr"
+    if tables.LAYOUTS[data].kind == "categorical":
+        return f"configs/ctr/clicks.py:{data},teacher"
     family, _, variant = data.partition("attack_")
     if variant:
-        return f"configs/{world}/{family}attack.py:{variant},teacher"
-    return f"configs/{world}/{data}.py:teacher"
+        return f"configs/attack/{family}attack.py:{variant},teacher"
+    return f"configs/attack/{data}.py:teacher"
 
 
 def _download(config: ConfigDict, name: str) -> str:
