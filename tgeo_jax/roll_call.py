@@ -92,6 +92,8 @@ def _listen(coordinator: str, port: int, num_processes: int, deadline: float) ->
                 break
             came[number] = connection
             missing.discard(number)
+            if not missing:  # all have come; some may have gone again
+                missing = {number for number, one in came.items() if _is_gone(one)}
         if missing and said == "all":
             said = f"missing {' and '.join(map(str, sorted(missing)))}"
         for connection in came.values():
