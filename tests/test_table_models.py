@@ -353,7 +353,7 @@ REFUSED = [
     ("deepfm", {}, dataset(indices(), (3, 5)), "has 3 fields, the vocabulary 2"),
     ("deepfm", {"dropout": 1.0}, CATEGORIES, r"dropout=1\.0: must lie in \[0, 1\)"),
     ("deepfm", {"hash_buckets": 1}, CATEGORIES, "hash_buckets=1: must be 0 .*or at least 2"),
-    ("deepfm", {"embedding": 0}, CATEGORIES, "a row of 0 numbers"),
+    ("deepfm", {"embedding": 0}, CATEGORIES, "embedding=0: must be a pos|a row of 0 numbers"),
     ("dcn_v2", {"cross_layers": 0}, CATEGORIES, "cross_layers=0: must be at least 1"),
     ("dcn_v2", {}, dataset(indices(), (2**30, 2**30, 2)), "2,147,483,650 rows together"),
     ("row_encoder", {"norm": "both"}, NUMBERS, "norm='both': use one of pre, post"),
