@@ -273,7 +273,8 @@ SMALL = {
 }  # fmt: skip
 PAGE = """\
 Test accuracy in percent. Ours: mean ± sample standard deviation over the seeds after the
-last epoch / mean at the epoch of the best validation accuracy (number of seeds) [note].
+last epoch / mean at the epoch that validation chose, and the AUC there where there are two
+classes (number of seeds) [note].
 
 ## cifar100
 
@@ -302,12 +303,12 @@ other differences from the standard recipe | seeds | device | commit |
 
 The ledger holds each run's whole configuration.
 
-1. Selection on 5000 images (10 % of the training split), trained on 45000, tested on 10000; \
+1. Selection on 5000 examples (10 % of the training split), trained on 45000, tested on 10000; \
 data abababab; seeds 0, 1, 2; 1 x Device; commit 0123456; float32.
-2. Selection on 5000 images (10 % of the training split), trained on 45000, tested on 10000; \
+2. Selection on 5000 examples (10 % of the training split), trained on 45000, tested on 10000; \
 data abababab; seeds 0, 1, 2; 1 x Device; commit 0123456; float32; teacher's test accuracy 72.34; \
 kl(temperature=4.0); constant(alpha=0.9, warmup_epochs=0); frozen.
-3. Selection on 5000 images (10 % of the training split), trained on 45000, tested on 10000; \
+3. Selection on 5000 examples (10 % of the training split), trained on 45000, tested on 10000; \
 data abababab; seeds 7; 1 x Device; commit 0123456-dirty; float32; teacher's test accuracy 72.34; \
 kl(temperature=4.0); constant(alpha=0.9, warmup_epochs=0); frozen.
 4. Published; source: a paper.
@@ -324,6 +325,14 @@ def test_the_page_is_this_one(tmp_path):
         record(tmp_path / "short", **KD, train__epochs=8),
     ]
     assert results_table.render(records, SMALL) == PAGE
+
+
+def test_of_two_classes_the_area_at_the_chosen_epoch_is_shown(tmp_path):
+    run = record(tmp_path, **KD)
+    for seed, area in zip(run["per_seed"], (0.81, 0.82, 0.83), strict=True):
+        seed["best_by_validation"]["test/auc"] = area
+    page = results_table.render([run], {})
+    assert "71.00 ± 1.00 / 72.00, AUC 0.8200 ± 0.0100 (3 seeds) [1]" in page
 
 
 def test_a_student_trained_alone_stands_in_the_column_of_each_of_its_pairs(tmp_path):

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tgeo_jax import config
-from tgeo_jax.comparison import percent
+from tgeo_jax.comparison import decimal, percent
 from tgeo_jax.ledger import METHODS, Record
+from tgeo_jax.outcome import mean_and_std
 
 NONE = "\N{EN DASH}"
 _OTHER = ("train.epochs", "data.batch_size", "data.fraction")  # columns of "other runs"
@@ -38,7 +39,8 @@ def render(records: Iterable[Record], published: Mapping[str, Any]) -> str:
     notes: dict[str, int] = {}
     lines = [
         "Test accuracy in percent. Ours: mean ± sample standard deviation over the seeds after the",
-        "last epoch / mean at the epoch of the best validation accuracy (number of seeds) [note].",
+        "last epoch / mean at the epoch that validation chose, and the AUC there where there are two",
+        "classes (number of seeds) [note].",
         "",
     ]
     for name in dict.fromkeys(record["dataset"]["name"] for record in records):
@@ -129,13 +131,16 @@ def _cell(record: Record, notes: dict) -> str:
     last, best = (record["test_accuracy"][which] for which in ("last", "best_by_validation"))
     seeds = f"{len(record['seeds'])} seed" + "s" * (len(record["seeds"]) > 1)
     figures = f"{percent(last)} / {percent({**best, 'std': None})}"
+    areas = [seed["best_by_validation"].get("test/auc") for seed in record["per_seed"]]
+    if None not in areas:  # of two classes
+        figures += f", AUC {decimal(mean_and_std(areas))}"
     return f"{figures} ({seeds}) {_note(notes, _provenance(record))}"
 
 
 def _provenance(record: Record) -> str:
     dataset, selection = record["dataset"], record["selection"]
     parts = [
-        f"Selection on {selection['count']} images ({100 * selection['fraction']:g} % of the "
+        f"Selection on {selection['count']} examples ({100 * selection['fraction']:g} % of the "
         f"training split), trained on {dataset['train']}, tested on {dataset['test']}",
         f"data {dataset['digest'][:8]}",
         f"seeds {str(record['seeds'])[1:-1]}",
