@@ -1,6 +1,6 @@
 """The whole table of benchmarks on this machine, in one command.
 
-python -m benchmarks --output=results/speed.jsonl
+python -m benchmarks --output=results/benchmarks/speed.jsonl
 python -m benchmarks --only=step,peers
 """
 

@@ -1,7 +1,7 @@
 """Kills a small training at random moments and compares its end with that of an undisturbed one.
 
-    python -m benchmarks.faults --rounds=50 --output=results/faults.jsonl
-    python -m benchmarks.faults --rounds=20 --processes=2 --output=results/faults.jsonl
+    python -m benchmarks.faults --rounds=50 --output=results/benchmarks/faults.jsonl
+    python -m benchmarks.faults --rounds=20 --processes=2 --output=results/benchmarks/faults.jsonl
 
 A round starts the training in a fresh folder and disturbs it: kill -9, SIGTERM, or SIGTERM and
 kill -9 soon after, at a moment anywhere in the run, once it trains, or while a checkpoint is being

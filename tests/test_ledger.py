@@ -273,8 +273,8 @@ SMALL = {
 }  # fmt: skip
 PAGE = """\
 Test accuracy in percent. Ours: mean ± sample standard deviation over the seeds after the
-last epoch / mean at the epoch that validation chose, and the AUC there where there are two
-classes (number of seeds) [note].
+last epoch / mean at the epoch that validation chose, and the AUC there of two classes
+(number of seeds) [note].
 
 ## cifar100
 
@@ -436,3 +436,9 @@ def test_the_command_adds_and_renders_and_tells_mistakes_in_one_line(command, tm
     shown = command(*render)
     assert shown.stdout == page.read_text() == results_table.render(ledger.read(path), PUBLISHED)
     assert "| kd | 71.00 ± 1.00 / 72.00 (3 seeds) [2] |" in shown.stdout
+
+
+def test_the_committed_page_is_what_the_ledgers_say(command):
+    """What is committed beside them must not have been typed in, nor be out of date."""
+    done = command("-m", "experiments.results", "render")
+    assert done.stdout == (ROOT / "results" / "README.md").read_text()

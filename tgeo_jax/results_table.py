@@ -39,8 +39,8 @@ def render(records: Iterable[Record], published: Mapping[str, Any]) -> str:
     notes: dict[str, int] = {}
     lines = [
         "Test accuracy in percent. Ours: mean ± sample standard deviation over the seeds after the",
-        "last epoch / mean at the epoch that validation chose, and the AUC there where there are two",
-        "classes (number of seeds) [note].",
+        "last epoch / mean at the epoch that validation chose, and the AUC there of two classes",
+        "(number of seeds) [note].",
         "",
     ]
     for name in dict.fromkeys(record["dataset"]["name"] for record in records):
