@@ -5,8 +5,9 @@ The argument is `teacher` (which trains the teacher alone), or a method of docs/
 Needs the dataset (`python -m experiments.prepare --dataset=orl_faces --source=orl_faces.tar.gz`).
 The hard loss is ArcFace's; soft losses see cosines times 16, without a margin. docs/faces.md.
 Command: python -m experiments.main --config=configs/faces/orl.py:trikd --workdir=runs/faces/trikd
-Cost: see docs/faces.md.
-Expected: see docs/faces.md.
+Cost: 6.5 minutes of CPU time for an anchor and two generations, compilation included.
+Expected: test accuracy 0.99 after each; verification accuracy 0.89, 0.92 and 0.87 with a standard
+error of 0.03 (one seed; docs/faces.md).
 """
 
 from ml_collections import ConfigDict
