@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import pathlib
 from collections.abc import Callable, Sequence
 
 import tensorflow_datasets as tfds
@@ -63,12 +62,12 @@ def main(argv: Sequence[str]) -> None:
     if "kd" not in chosen:
         raise ConfigError(f"--methods={','.join(chosen)}: add kd, to compare with")
     if _ON.value == "digits":
-        workdir = pathlib.Path(_WORKDIR.value) / _TEACHER.value
+        workdir = storage.path(_WORKDIR.value) / _TEACHER.value
         tfds.disable_progress_bar()  # the digits are prepared in a moment
         sources.prepare("digits", _DATA_DIR.value)
         config_of, figures = functools.partial(_of_digits, workdir), NOTHING_ELSE
     else:
-        workdir = pathlib.Path(_WORKDIR.value) / _ON.value
+        workdir = storage.path(_WORKDIR.value) / _ON.value
         recipe, figures = TABLES[_ON.value]
         config_of = functools.partial(_of_table, recipe, workdir)
     taught = train.run(_set(config_of("teacher"), seeds=1), workdir / "teacher")
@@ -101,7 +100,7 @@ def _about(taught: dict, results: dict[str, dict], figures: Sequence[str]) -> st
     )
 
 
-def _of_digits(workdir: pathlib.Path, method: str) -> ConfigDict:
+def _of_digits(workdir: storage.Path, method: str) -> ConfigDict:
     of_teacher = (good_teacher if _TEACHER.value == "good" else teacher).get_config()
     if method == "teacher":
         return of_teacher
@@ -113,7 +112,7 @@ def _of_digits(workdir: pathlib.Path, method: str) -> ConfigDict:
 
 
 def _of_table(
-    recipe: Callable[[str, str, str], ConfigDict], workdir: pathlib.Path, method: str
+    recipe: Callable[[str, str, str], ConfigDict], workdir: storage.Path, method: str
 ) -> ConfigDict:
     return recipe(_ON.value, method, str(workdir))
 

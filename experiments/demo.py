@@ -9,7 +9,6 @@ writes a report. Run again, it resumes, or says that it is done.
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
@@ -17,7 +16,7 @@ from absl import flags
 
 from configs.digits import kd, plain, teacher, tgeo
 from experiments import commandline
-from tgeo_jax import report, train
+from tgeo_jax import report, storage, train
 from tgeo_jax.data import sources
 from tgeo_jax.workdir import Workdir
 
@@ -28,7 +27,7 @@ _STUDENTS = {"plain student": plain, "constant ratio": kd, "TGeo-KD": tgeo}
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    workdir = pathlib.Path(_WORKDIR.value)
+    workdir = storage.path(_WORKDIR.value)
     tfds.disable_progress_bar()  # the digits are prepared in a moment
     sources.prepare("digits")
     teacher_folder = Workdir(workdir / "teacher")

@@ -15,7 +15,6 @@ from ml_collections import ConfigDict, config_flags
 from experiments import commandline
 from tgeo_jax import (
     cluster,
-    comparison,
     device_kinds,
     dry_run,
     generations,
@@ -98,6 +97,12 @@ def _accept(folder: Workdir, config: ConfigDict) -> None:
             "--accept_changes: not for a chain of generations, the earlier of which are finished; "
             "use another --workdir"
         )
+    for change in folder.changes(config):
+        if change.startswith("train.select_by:"):
+            raise ConfigError(
+                f"--accept_changes: {change}: the best epoch so far was chosen by the other "
+                "figure; use another --workdir"
+            )
     folder.accept(config)
     parallel.together("accepted")
 
@@ -111,13 +116,6 @@ def _tell(folder: Workdir, result: dict, finished_before: bool) -> None:
     print(report.text_table(results))
     if measured := report.figures_table(results):
         print(f"\n{measured}")
-    verified = {
-        name: value
-        for name, value in result.get("figures", {}).get("last", {}).items()
-        if name.startswith("verification/")
-    }
-    if verified:
-        print(_of_faces(verified))
     if result.get("stopped_early"):
         print(
             f"Stopped after epoch {result['epochs']}: no better one in train.patience evaluations"
@@ -127,12 +125,6 @@ def _tell(folder: Workdir, result: dict, finished_before: bool) -> None:
         print(f"{len(corrupt)} corrupt images skipped: {', '.join(corrupt)}")
     runs = {run.path.name: run for run in folder.generations()} or {folder.path.name: folder}
     print(f"Report: {report.write(runs, folder.report)}")
-
-
-def _of_faces(figures: dict) -> str:
-    found = {name.partition("/")[2]: value for name, value in figures.items()}
-    named = [f"{k} {comparison.percent(v)}" for k, v in found.items() if k != "accuracy_std"]
-    return "verification: " + ", ".join(named)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,12 @@ def free_port() -> int:
 
 
 def start(
-    count: int, digits_dir: str, *arguments: str, devices: int = 1, only: range | None = None
+    count: int,
+    digits_dir: str,
+    *arguments: str,
+    devices: int = 1,
+    only: range | None = None,
+    **variables: str,
 ) -> list[subprocess.Popen]:
     """`count` processes of `devices` simulated devices each; `only` leaves some of them out."""
     environment = command_environment(
@@ -54,6 +59,7 @@ def start(
         XLA_FLAGS=f"--xla_force_host_platform_device_count={devices} "
         "--xla_backend_optimization_level=0",
         NPROC="32",  # see on_eight_devices
+        **variables,
     )
     address = f"127.0.0.1:{free_port()}"
     return [

@@ -123,22 +123,42 @@ def test_killed_in_the_middle_of_a_save_it_goes_on_and_ends_as_undisturbed(
     _check_same(_copied(command, bucket, "killed", tmp_path / "found"), undisturbed)
 
 
-def test_a_damaged_checkpoint_in_a_bucket_is_put_aside(command, bucket, run, undisturbed, tmp_path):
-    scheme, _, environment = bucket
-    run("damaged", *_SAVES, "--config.train.epochs=2")
-    code = """
+_DAMAGE = """
 import sys, fsspec
 system, path = fsspec.core.url_to_fs(sys.argv[1])
-found = [name for name in system.find(path) if "/d/" in name]
-system.pipe(sorted(found)[0], b"damage")
+system.rm(f"{path}/result.json")
+if sys.argv[2:]:
+    found = [name for name in system.find(f"{path}/checkpoints/60/state") if "/d/" in name]
+    system.pipe(sorted(found)[0], b"damage")
 """
+
+
+def test_a_damaged_checkpoint_in_a_bucket_is_put_aside(command, bucket, run, undisturbed, tmp_path):
+    scheme, _, environment = bucket
+    run("damaged", *_SAVES)
     where = f"{scheme}://{BUCKET}/damaged"
-    command("-c", code, f"{where}/checkpoints/40/state", **environment)
-    done = run("damaged", *_SAVES, "--accept_changes")
-    assert f"{where}/checkpoints/40: this checkpoint cannot be read" in done.stderr
+    command("-c", _DAMAGE, where, "damage", **environment)
+    done = run("damaged", *_SAVES)
+    assert f"{where}/checkpoints/60: this checkpoint cannot be read" in done.stderr
     found = _copied(command, bucket, "damaged", tmp_path / "found")
-    assert (found / "checkpoints_damaged" / "40").is_dir()
+    assert (found / "checkpoints_damaged" / "60").is_dir()
     _check_same(found, undisturbed)
+
+
+def test_two_processes_write_one_bucket_and_go_on_there(
+    command, bucket, undisturbed, digits_dir, tmp_path
+):
+    scheme, _, environment = bucket
+    where = f"{scheme}://{BUCKET}/two"
+    for attempt in range(2):
+        if attempt:  # as if they had been killed just before the end
+            command("-c", _DAMAGE, where, **environment)
+        started = several.start(2, digits_dir, *_SAVES, f"--workdir={where}", **environment)
+        done = several.finish(started)
+        assert [code for code, _ in done] == [0, 0], done
+    found = _copied(command, bucket, "two", tmp_path / "found")
+    for a, b in zip(_records(found), _records(undisturbed), strict=True):
+        assert a == pytest.approx(b, rel=1e-3)  # sums over two devices
 
 
 def test_a_teacher_in_a_bucket_teaches(command, bucket, run, tmp_path):

@@ -79,7 +79,7 @@ def test_frappes_official_splits_are_kept_where_the_training_file_is_there(tmp_p
     }  # fmt: skip
     assert "note" not in builder.info.metadata
     data = sources.load("frappe", str(tmp_path / "tfds"))
-    assert {name: len(split) for name, split in data.extra.items()} == {"validation": 100}
+    assert {name: len(split) for name, split in data.extra.items()} == {"test_validation": 100}
 
 
 def test_without_frappes_training_file_the_public_one_is_taken_and_that_is_said(tmp_path):

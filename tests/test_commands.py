@@ -330,7 +330,7 @@ def test_the_documented_commands_on_faces_run_in_their_order(command, tiny_sets,
         if arguments[2].endswith("tgeo"):
             arguments.append(f"--config.teacher.workdir={tmp_path / 'teacher'}")
         done = command(*arguments, *SHORT_FOR["orl_faces"])
-        assert "verification: accuracy" in done.stdout
+        assert "verification accuracy" in done.stdout
     assert (tmp_path / "tgeo" / "report" / "figures" / "roc.png").exists()
 
 

@@ -60,14 +60,14 @@ def test_values_that_too_few_training_rows_have_share_id_zero():
 
 @pytest.mark.parametrize("value", [-3, 0, 1, 2, 3, 4, 5, 20, 999, 10**6, MISSING])
 def test_counts_become_buckets_by_the_formula(value):
-    expected = math.floor(math.log(value) ** 2) if value > 2 else value
+    expected = 2 + math.floor(math.log(value) ** 2) if value > 2 else value
     assert fitting.buckets(np.array([[value, value]]), 1).tolist() == [[expected, value]]
 
 
 def test_an_empty_count_is_a_value_of_its_own():
     train = np.array([[MISSING, 0, 0], [0, 0, 0], [3, 0, 0], [4, 0, 0]])
     fitted = fitting.fit(TWO_COUNTS, {}, train)
-    assert fitted.encode(train)[:, 0].tolist() == [1, 2, 3, 3]  # 3 and 4: floor(ln^2) = 1
+    assert fitted.encode(train)[:, 0].tolist() == [1, 2, 3, 3]  # 3 and 4: 2 + floor(ln^2) = 3
     assert fitted.vocabulary == (4, 2, 2)
 
 

@@ -187,14 +187,15 @@ def test_the_other_stops_and_names_the_process_that_was_killed(digits_dir, tmp_p
 def test_a_damaged_checkpoint_is_put_aside_by_all_of_them(digits_dir, undisturbed, tmp_path):
     run = tmp_path / "run"
     arguments = (*several.SMALL, f"--workdir={run}", "--config.train.checkpoint_every=1")
-    first = several.start(2, digits_dir, *arguments, "--config.train.epochs=2")
-    assert [code for code, _ in several.finish(first)] == [0, 0]
-    damaged = max((run / "checkpoints" / "40" / "state").rglob("d/*"))
+    first = several.finish(several.start(2, digits_dir, *arguments))
+    assert [code for code, _ in first] == [0, 0], first
+    (run / "result.json").unlink()
+    damaged = max((run / "checkpoints" / "60" / "state").rglob("d/*"))
     damaged.write_bytes(b"damage")
-    done = several.finish(several.start(2, digits_dir, *arguments, "--accept_changes"))
+    done = several.finish(several.start(2, digits_dir, *arguments))
     assert [code for code, _ in done] == [0, 0], done
-    assert f"{run / 'checkpoints' / '40'}: this checkpoint cannot be read" in done[0][1]
-    assert (run / "checkpoints_damaged" / "40").is_dir()
+    assert f"{run / 'checkpoints' / '60'}: this checkpoint cannot be read" in done[0][1]
+    assert (run / "checkpoints_damaged" / "60").is_dir()
     _check_same(run, undisturbed)
 
 

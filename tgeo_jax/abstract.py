@@ -84,7 +84,8 @@ def data(run: Run) -> tuple[Resident, int]:
     test = _batch(dataset.test.images, dataset.test.labels)
     pairs = [] if dataset.verification is None else [_shape(dataset.verification.images)]
     where = parallel.replicated(mesh)
-    return Resident(*both), parallel.bytes_on_one(where, (both, test, pairs))
+    others = [_batch(split.images, split.labels) for split in dataset.extra.values()]
+    return Resident(*both), parallel.bytes_on_one(where, (both, test, others, pairs))
 
 
 def _streamed(run: Run, dataset: streaming.StreamedDataset) -> tuple[Resident, int]:

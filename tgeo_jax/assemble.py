@@ -153,14 +153,8 @@ def _method(
 ) -> distill.Distillation:
     clean_view = views.clean(dataset)
     drops = config.optimizer.drop_epochs if config.optimizer.schedule == "step" else ()
+    student = _student(config, dataset)
     try:
-        student = networks.build(
-            config.student.name,
-            dataset,
-            precision=config.precision,
-            remat=config.remat,
-            **configs.options_of(config.student),
-        )
         role = choices.role(config.role, None if teacher is None else teacher.module)
         return distill.Distillation(
             student=student,
@@ -197,6 +191,19 @@ def _method(
 
 def _hard_loss(config: ConfigDict, module: Any) -> margins.HardLoss:
     return choices.hard_loss(config.loss, getattr(module, "soft_scale", None))
+
+
+def _student(config: ConfigDict, dataset: Dataset) -> Any:
+    try:
+        return networks.build(
+            config.student.name,
+            dataset,
+            precision=config.precision,
+            remat=config.remat,
+            **configs.options_of(config.student),
+        )
+    except _IMPOSSIBLE as error:  # whatever a network says
+        raise ConfigError(f"student.name={config.student.name!r}: {error}") from error
 
 
 def _fusion_optimizer(config: ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:

@@ -34,11 +34,12 @@ class Checkpoints:
         self._directory = directory
         storage.make_folder(directory)
         orbax_s3.enable()
-        self._checkpointer = ocp.training.Checkpointer(
-            storage.absolute(directory),
-            preservation_policy=ocp.training.preservation_policies.LatestN(_KEEP),
-            cleanup_tmp_directories=True,
-        )
+        with storage.told_plainly(directory, "opened"):
+            self._checkpointer = ocp.training.Checkpointer(
+                storage.absolute(directory),
+                preservation_policy=ocp.training.preservation_policies.LatestN(_KEEP),
+                cleanup_tmp_directories=True,
+            )
         if jax.process_count() > 1:
             # Orbax would ask JAX's service too whether to stop, by numbers that are not those of
             # `interruption`, after which nobody would ever be told to.
@@ -302,20 +303,22 @@ def load_newest(directory: storage.Path) -> dict[str, PyTree]:
     if not storage.is_dir(directory):
         raise CheckpointError(f"{directory}: no such folder, so no checkpoint to load")
     orbax_s3.enable()
-    checkpointer = ocp.training.Checkpointer(storage.absolute(directory))
-    latest = checkpointer.latest
-    if latest is None:
-        checkpointer.close()
-        raise CheckpointError(f"{directory}: holds no complete checkpoint")
-    # NumPy arrays as targets: the devices that the run was trained on may not be here.
-    saved = checkpointer.checkpointables_metadata(latest.step).metadata
-    empty = {
-        name: jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved[name])
-        for name in ("state", "best")
-    }
-    found = checkpointer.load_checkpointables(latest.step, empty)
-    checkpointer.close()
-    return found
+    with storage.told_plainly(directory, "loaded"):
+        return _newest(directory)
+
+
+def _newest(directory: storage.Path) -> dict[str, PyTree]:
+    with contextlib.closing(ocp.training.Checkpointer(storage.absolute(directory))) as opened:
+        latest = opened.latest
+        if latest is None:
+            raise CheckpointError(f"{directory}: holds no complete checkpoint")
+        # NumPy arrays as targets: the devices that the run was trained on may not be here.
+        saved = opened.checkpointables_metadata(latest.step).metadata
+        empty = {
+            name: jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), saved[name])
+            for name in ("state", "best")
+        }
+        return opened.load_checkpointables(latest.step, empty)
 
 
 def check_fits(expected: PyTree, given: PyTree, source: str) -> None:

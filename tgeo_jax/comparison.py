@@ -14,6 +14,7 @@ NAMES = {  # of what else is measured of a test split
     "auc": "AUC",
     "cross_entropy": "log-loss",
     "ece": "calibration error",
+    **{f"tar_at_far_{rate}": f"TAR at FAR {rate}" for rate in ("0.1", "0.01", "0.001")},
 }
 
 

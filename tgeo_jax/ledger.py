@@ -13,7 +13,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tgeo_jax import storage, workdir, writers
+from tgeo_jax import outcome, storage, workdir, writers
 from tgeo_jax.errors import DataError
 
 Record = dict[str, Any]
@@ -29,7 +29,6 @@ METHODS = (  # the order of the table's rows; "teacher" is the teacher's network
 )  # fmt: skip
 TIMES = "\N{MULTIPLICATION SIGN}"
 _IDENTITY = ("recipe", "seeds", "dataset", "teacher_fingerprint", "commit", "device")
-_WHICH = ("last", "best_by_validation")
 
 
 def entry(folder: workdir.Workdir) -> Record:
@@ -71,7 +70,7 @@ folder of a finished run
         "selection": {"fraction": held_out, "count": result["dataset"]["validation"]},
         "seeds": [seed["seed"] for seed in per_seed],
         "per_seed": per_seed,
-        "test_accuracy": {which: _mean_and_std(per_seed, which) for which in _WHICH},
+        "test_accuracy": {which: _mean_and_std(per_seed, which) for which in outcome.WHICH},
         "teacher_test_accuracy": about_teacher.get("test_accuracy"),
         "teacher_fingerprint": about_teacher.get("fingerprint"),
         "teacher_converted": about_teacher.get("converted", []),
@@ -188,7 +187,7 @@ def _finished(folder: workdir.Workdir) -> tuple[dict[str, Any], dict[str, Any]]:
     metrics = [folder, *folder.generations()][-1].metrics  # a chain's result is that of its last
     logged = {(r["seed"], r["step"]): r for r in writers.read_records(metrics)}
     for seed in result["per_seed"]:
-        for which in _WHICH:
+        for which in outcome.WHICH:
             step = result["steps"] if which == "last" else seed[which]["step"]
             found = logged.get((seed["seed"], step), {}).get("test/accuracy")
             if found != seed[which]["test/accuracy"]:

@@ -196,7 +196,9 @@ def save_converted(
     Raises:
         ConfigError: the folder exists already.
     """
-    if storage.is_dir(folder) and any(folder.iterdir()):
+    with storage.told_plainly(folder, "read"):
+        taken = folder.is_dir() and any(folder.iterdir())
+    if taken:
         raise ConfigError(f"--workdir={folder}: exists already; name another folder")
     storage.make_folder(folder.parent)
     half_made = workdir.Workdir(folder.with_name(f".{folder.name}.{os.getpid()}"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import itertools
 import os
 import signal
 import socket
@@ -27,6 +28,7 @@ from tgeo_jax.errors import Interrupted, TgeoError
 
 # EX_TEMPFAIL, "try again": what a preempted process and the peers of a dead one exit with.
 RESTART = 75
+_MEETINGS = itertools.count()  # of one process as many as of another
 _KEPT: list[Any] = []  # what C calls must not be collected
 _ALIVE, _STOPPED = "tgeo_jax/alive/", "tgeo_jax/stopped/"
 
@@ -61,6 +63,19 @@ def watched(timeout: float) -> Iterator[None]:
         watch.stop(f"{type(error).__name__}: {error}", 1)
     finally:
         watch.close()
+
+
+def meet(name: str, seconds: float = 600) -> None:
+    """Waits for all processes at the coordination service, which needs no device.
+
+    Args:
+        name: of the place.
+        seconds: after which it is an error not to have met.
+    """
+    if jax.process_count() > 1:
+        place = f"tgeo_jax/{name}/{next(_MEETINGS)}"
+        client: Any = distributed.global_state.client
+        client.wait_at_barrier(place, int(1000 * seconds))
 
 
 class Watch:

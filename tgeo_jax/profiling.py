@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import jax
 
+from tgeo_jax import storage
 from tgeo_jax.errors import ConfigError
 
 _DISPATCHES = 10
@@ -31,6 +32,7 @@ class Trace:
         self._running = False
         if self._folder is None:
             return
+        storage.check_folder(folder, "profile")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from tgeo_jax import comparison, metrics, roc_figure, storage, writers
+from tgeo_jax import comparison, metrics, outcome, roc_figure, storage, writers
 from tgeo_jax.workdir import Workdir
 
 NONE = "\N{EN DASH}"
@@ -120,7 +120,7 @@ def figures_table(results: Mapping[str, dict[str, Any]]) -> str:
             is_new = measured != "accuracy" or split != "test"
             if split == "validation" or measured not in comparison.NAMES or not is_new:
                 continue
-            values = [comparison.decimal(found[w][figure]) for w in ("last", "best_by_validation")]
+            values = [comparison.decimal(found[w][figure]) for w in outcome.WHICH]
             rows.append((name, comparison.named(figure), *values))
     return _aligned(rows, 2) if len(rows) > 1 else ""
 
@@ -153,7 +153,7 @@ def _row(name: str, result: dict[str, Any], chosen: Sequence[str]) -> tuple[str,
     figures = [
         result.get("figures", {}).get(which, {}).get(f"test/{figure}")
         for figure in chosen
-        for which in ("last", "best_by_validation")
+        for which in outcome.WHICH
     ]
     return (
         name,

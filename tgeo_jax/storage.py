@@ -16,14 +16,16 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import fsspec
 import numpy as np
 from etils import epath
 
-from tgeo_jax.errors import CheckpointError, ConfigError, DataError
+from tgeo_jax.errors import CheckpointError, ConfigError, DataError, TgeoError
 
 Path = Any  # pathlib.Path, or epath.Path of a bucket: the same methods, no common class
 # By scheme: the client's package, and this package's extra that installs it.
 _CLIENTS = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}
+_ADDRESS = re.compile(r"([A-Za-z0-9+.-]+):/")
 _KNOWN = " and ".join(f"{scheme}://" for scheme in _CLIENTS)
 
 
@@ -49,7 +51,7 @@ def path(text: str | os.PathLike, field: str = "--workdir") -> Path:
         tgeo_jax.errors.ConfigError: --workdir=hdfs://cluster/runs: unknown kind of storage; known \
 are folders, gs:// and s3://; mount others and name the folder there
     """
-    found = re.match(r"([A-Za-z0-9+.-]+):/", os.fspath(text))
+    found = _ADDRESS.match(os.fspath(text))
     if found is None:
         return pathlib.Path(text)
     scheme = found[1]
@@ -64,6 +66,8 @@ are folders, gs:// and s3://; mount others and name the folder there
             f"{field}={text}: needs the package {package}; pip install 'tgeo_jax[{extra}]', or "
             "mount the bucket and name the folder there"
         )
+    # Clients remember listings, and other processes write there too.
+    fsspec.config.conf.setdefault(package.removesuffix("fs"), {})["use_listings_cache"] = False
     # A path from pathlib has lost a slash.
     rest = os.fspath(text).partition(":")[2].lstrip("/")
     if not rest.strip("/"):
@@ -79,6 +83,25 @@ def is_bucket(where: Path) -> bool:
         False
     """
     return not isinstance(where, pathlib.Path)
+
+
+def check_folder(text: str | os.PathLike, field: str) -> None:
+    """Checks that what must be in a file system is not an address in a bucket.
+
+    Raises:
+        ConfigError: it is, naming the field.
+
+    Examples:
+        >>> check_folder("gs://bucket/data", "data.dir")
+        Traceback (most recent call last):
+        ...
+        tgeo_jax.errors.ConfigError: data.dir=gs://bucket/data: must be a folder; mount the bucket \
+and name the folder there
+    """
+    if _ADDRESS.match(os.fspath(text)):
+        raise ConfigError(
+            f"{field}={text}: must be a folder; mount the bucket and name the folder there"
+        )
 
 
 def absolute(where: Path) -> Path:
@@ -248,8 +271,6 @@ def move(where: Path, target: Path) -> None:
     if not is_bucket(where):
         where.rename(target)
         return
-    import fsspec
-
     with told_plainly(where, "moved"):
         system, own = fsspec.core.url_to_fs(os.fspath(where))
         # Not `mv`: not every server that speaks the protocol can.
@@ -272,6 +293,8 @@ def told_plainly(where: Path, done: str) -> Iterator[None]:
         return
     try:
         yield
+    except TgeoError:
+        raise
     except FileNotFoundError as error:
         if done == "read":
             raise

@@ -309,9 +309,11 @@ def _trained(
     if module is None:
         try:
             there = folder.config()["student"]
-            options = there.get(there["name"], {})
-            module = networks.build(there["name"], dataset, precision=config.precision, **options)
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            name, options = there["name"], there.get(there["name"], {})
+            module = networks.build(name, dataset, precision=config.precision, **options)
+        except ValueError as error:  # what a network says of this dataset
+            raise CheckpointError(f"{field}: {error}") from error
+        except (AttributeError, LookupError, TypeError) as error:
             raise CheckpointError(f"{field}: {_DAMAGED} ({error!r})") from error
     variables = checkpoint.load_network(folder.checkpoints, config.teacher.which)
     _check_fits(module, variables, dataset, field)

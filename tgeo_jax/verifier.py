@@ -113,7 +113,7 @@ def of(run: Run, module: nn.Module | None, *, seeds: bool) -> Verifier | None:
     Returns:
         None where the dataset has no pairs, or the network no embeddings.
     """
-    pairs = getattr(run.dataset, "verification", None)
+    pairs = run.dataset.verification
     if pairs is None or not hasattr(module, "embed"):
         return None
     assert module is not None

@@ -15,7 +15,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from tgeo_jax import config as configs
-from tgeo_jax import lease, storage
+from tgeo_jax import lease, peers, storage
 from tgeo_jax.errors import CheckpointError, ConfigError
 
 # A run may go on with other values of these.
@@ -33,7 +33,8 @@ class Workdir:
     """A run's folder, from `storage.path`: of a file system or of a bucket.
 
     It holds config.json, commits.json, checkpoints/, metrics.jsonl, tensorboard/, samples.npz,
-    result.json and report/.
+    verification.npz (of faces), result.json and report/; partial.json after an interruption, and
+    .lock while a run trains there.
     """
 
     path: storage.Path
@@ -68,7 +69,9 @@ class Workdir:
 
     def generations(self) -> list[Workdir]:
         """The runs of the chain in this folder, oldest first; none where it holds a single run."""
-        found = (re.fullmatch(r"generation_(\d+)", path.name) for path in self.path.glob("*"))
+        with storage.told_plainly(self.path, "read"):
+            names = [path.name for path in self.path.glob("*")]
+        found = (re.fullmatch(r"generation_(\d+)", name) for name in names)
         numbers = sorted(int(match[1]) for match in found if match)
         return [self.generation(number) for number in numbers]
 
@@ -193,12 +196,14 @@ def only_one(folder: Workdir) -> Iterator[None]:
     Raises:
         ConfigError: another process is training there.
     """
+    if storage.is_bucket(folder.path):
+        # Not by a collective: process 0 may have to watch a lease for longer than those wait.
+        with lease.held(folder.path / ".lock") if _writes() else contextlib.nullcontext():
+            peers.meet("only_one")
+            yield
+        return
     if not _writes():
         yield
-        return
-    if storage.is_bucket(folder.path):
-        with lease.held(folder.path / ".lock"):
-            yield
         return
     with (folder.path / ".lock").open("w") as file:
         try:

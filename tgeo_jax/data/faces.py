@@ -325,7 +325,7 @@ def _from_archive(path: pathlib.Path) -> dict[str, bytes]:
 
 def _folder(path: pathlib.Path) -> _Content:
     for part in ("train", "evaluation", "pairs.txt"):
-        if not (path / part).exists():
+        if not (path / part).exists() or (path / part).is_dir() == part.endswith(".txt"):
             raise DataError(f"{path}: lacks {part}; {_FOLDER_HOW}")
     own: dict[str, list[pathlib.Path]] = {}
     for folder in sorted(p for p in (path / "train").iterdir() if p.is_dir()):

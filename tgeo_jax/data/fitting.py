@@ -114,7 +114,7 @@ def _vocabularies(layout: Layout, training_rows: np.ndarray, min_count: int) -> 
 
 
 def buckets(rows: np.ndarray, count: int) -> np.ndarray:
-    """Counts x > 2 of the first columns become floor(ln(x)^2); the rest, and MISSING, stays.
+    """Counts x > 2 of the first columns become 2 + floor(ln(x)^2); the rest, and MISSING, stays.
 
     Args:
         rows: int64 [N, F].
@@ -125,11 +125,11 @@ def buckets(rows: np.ndarray, count: int) -> np.ndarray:
 
     Examples:
         >>> buckets(np.array([[-1, 7], [2, 7], [3, 7], [1000, 7]]), 1)[:, 0].tolist()
-        [-1, 2, 1, 47]
+        [-1, 2, 3, 49]
     """
     if not count:
         return rows
     first = rows[:, :count]
     logs = np.log(np.maximum(first, 3).astype(np.float64))
-    values = np.where(first > 2, logs**2, first).astype(np.int64)
+    values = np.where(first > 2, 2 + logs**2, first).astype(np.int64)
     return np.concatenate([values, rows[:, count:]], axis=1)

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tgeo_jax.data import tables
+from tgeo_jax.data import faces, tables
 from tgeo_jax.errors import ConfigError
 from tgeo_jax.values import shown
 
@@ -43,6 +43,9 @@ whose examples are rows of a table, not images
     if layout is not None:
         why = f"data.name={data.name!r}, whose examples are rows of a table, not images"
         _refuse(data, _OF_IMAGES, why)
+    if data.name in faces.NAMES:
+        why = f"data.name={data.name!r}, whose pairs are verified in memory"
+        _refuse(data, {"pipeline": "resident"}, why)
     if layout is not None and layout.kind == "categorical":
         why = f"data.name={data.name!r}, whose columns are ids and have no scale"
         _refuse(data, {"mean": (), "std": ()}, why)

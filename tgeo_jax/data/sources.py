@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from tgeo_jax import storage
 from tgeo_jax.data import (
     cifar,
     decoded,
@@ -153,6 +154,7 @@ def builder(name: str, data_dir: str = "") -> tfds.core.DatasetBuilder:
     """
     if name not in BUILDERS:
         raise ConfigError(f"data.name={name!r}: unknown dataset{nearest(name, BUILDERS)}")
+    storage.check_folder(data_dir, "data.dir")
     try:
         return BUILDERS[name](data_dir)
     except TgeoError:
@@ -290,7 +292,9 @@ def load(
         about = dict(dataset.info.metadata or {})
         fitted = fitting.fit(tables.LAYOUTS[name], about, whole.images[kept], min_count)
         others = sorted(set(dataset.info.splits) - {"train", "test"})
-        extra = {split: _encoded(read(dataset, split), fitted) for split in others}
+        # A published validation split is not what this run holds out.
+        names = {split: split if split.startswith("test") else f"test_{split}" for split in others}
+        extra = {names[split]: _encoded(read(dataset, split), fitted) for split in others}
         whole, test = _encoded(whole, fitted), _encoded(test, fitted)
     mean, std = normalisation.of(whole.take(kept).images, tuple(mean), tuple(std))
     if imbalance > 1:

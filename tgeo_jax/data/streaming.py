@@ -249,6 +249,7 @@ class StreamedDataset:
     vocabulary: tuple[int, ...] = ()
     feature_names: tuple[str, ...] = ()
     extra: Mapping[str, Stream] = dataclasses.field(default_factory=dict)
+    verification: None = None
 
     @property
     def num_classes(self) -> int:
