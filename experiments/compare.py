@@ -50,7 +50,6 @@ _METHODS = flags.DEFINE_list(
 )
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Seeds 0, 1, ... of every method.", lower_bound=1)
 _EPOCHS = flags.DEFINE_integer("epochs", 0, "Shortens every run to this many epochs; 0: as is.")
-_DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS folder; TFDS's own default if empty.")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -64,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
     if _ON.value == "digits":
         workdir = storage.path(_WORKDIR.value) / _TEACHER.value
         tfds.disable_progress_bar()  # the digits are prepared in a moment
-        sources.prepare("digits", _DATA_DIR.value)
+        sources.prepare("digits")
         config_of, figures = functools.partial(_of_digits, workdir), NOTHING_ELSE
     else:
         workdir = storage.path(_WORKDIR.value) / _ON.value
@@ -119,7 +118,6 @@ def _of_table(
 
 def _set(config: ConfigDict, *, seeds: int) -> ConfigDict:
     config.seeds = seeds
-    config.data.dir = _DATA_DIR.value
     if _EPOCHS.value:
         config.train.epochs = _EPOCHS.value
     return config

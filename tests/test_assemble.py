@@ -114,7 +114,7 @@ def test_a_loss_that_two_classes_are_not_enough_for_is_refused(digits_dir, monke
     config.loss.name = name
     with pytest.raises(ConfigError, match=r"^loss 'dkd' with K = 2 classes: .*use 'kl'$"):
         assemble.assemble(config)
-    config.loss.name = "kl+cmkd"
+    config.loss.name = "kl+dist"
     assert assemble.assemble(config).method.num_classes == 2
 
 

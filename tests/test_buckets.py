@@ -90,7 +90,8 @@ def test_a_run_in_a_bucket_over_a_shaky_network_is_that_of_a_folder(
     def names(folder, pattern):
         return sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern))
 
-    assert names(found, "report/**/*") == names(undisturbed, "report/**/*")
+    renamed = [name.replace("shaky", "run") for name in names(found, "report/**/*")]
+    assert renamed == names(undisturbed, "report/**/*")
     assert names(found, "checkpoints/*") == names(undisturbed, "checkpoints/*")
     assert len(list(found.glob("tensorboard/seed_*/events.*"))) == 3
     assert "shaky is finished; nothing to do." in run("shaky", *_SAVES).stdout
