@@ -13,10 +13,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from tgeo_jax.data import attacks, clicks, preparing
+from tgeo_jax.data import attacks, clicks, preparing, records
 from tgeo_jax.data.layouts import Content, Layout, Tally
 from tgeo_jax.errors import DataError
 
@@ -204,10 +203,9 @@ def rows_and_labels(dataset: tfds.core.DatasetBuilder, split: str) -> tuple[np.n
     rows, labels = [], np.empty(len(raw), np.int32)
     for start in range(0, len(raw), _ROWS_AT_ONCE):
         chunk = raw.__getitems__(range(start, min(start + _ROWS_AT_ONCE, len(raw))))
-        for index, record in enumerate(chunk, start):
-            # TFDS decodes one value at a time; a whole row is one piece of memory.
-            feature = tf_example_pb2.Example.FromString(record).features.feature
-            rows.append(feature["row"].bytes_list.value[0])
-            labels[index] = feature["label"].int64_list.value[0]
-    whole = np.frombuffer(b"".join(rows), layout.dtype)
-    return whole.reshape(-1, len(layout.columns)), labels
+        found, labels[start : start + len(chunk)] = records.parsed(
+            chunk, len(layout.columns), layout.dtype
+        )
+        rows.append(found)
+    blank = np.zeros((0, len(layout.columns)), layout.dtype)
+    return np.concatenate([blank, *rows]), labels
