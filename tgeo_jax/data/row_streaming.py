@@ -303,6 +303,11 @@ def load(
     def whole(split: str) -> RowStream:
         return stream(split, Part(counts[split], 0, counts[split]))
 
+    # "validation" is what is held out.
+    others = {
+        split if split.startswith("test") else f"test_{split}": split
+        for split in sorted(set(counts) - {"train", "test"})
+    }
     columns = tables.LAYOUTS[name].columns
     return streaming.StreamedDataset(
         train=stream("train", Part(total, held_out + first, count, split_seed)),
@@ -313,5 +318,5 @@ def load(
         std=(),
         vocabulary=(hash_buckets,) * len(columns),
         feature_names=columns,
-        extra={split: whole(split) for split in sorted(set(counts) - {"train", "test"})},
+        extra={called: whole(split) for called, split in others.items()},
     )

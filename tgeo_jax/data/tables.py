@@ -197,15 +197,19 @@ def rows_and_labels(dataset: tfds.core.DatasetBuilder, split: str) -> tuple[np.n
         rows [N, F] (float64 or int64) and labels [N] (int32).
     """
     layout = LAYOUTS[dataset.name]
+    nothing = np.zeros((0, len(layout.columns)), layout.dtype), np.zeros(0, np.int32)
+    rows, labels = zip(nothing, *pieces(dataset, split), strict=True)
+    return np.concatenate(rows), np.concatenate(labels)
+
+
+def pieces(
+    dataset: tfds.core.DatasetBuilder, split: str
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """As `rows_and_labels`, some thousand rows at a time."""
+    layout = LAYOUTS[dataset.name]
     raw: Any = dataset.as_data_source(
         split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
     )
-    rows, labels = [], np.empty(len(raw), np.int32)
     for start in range(0, len(raw), _ROWS_AT_ONCE):
-        chunk = raw.__getitems__(range(start, min(start + _ROWS_AT_ONCE, len(raw))))
-        found, labels[start : start + len(chunk)] = records.parsed(
-            chunk, len(layout.columns), layout.dtype
-        )
-        rows.append(found)
-    blank = np.zeros((0, len(layout.columns)), layout.dtype)
-    return np.concatenate([blank, *rows]), labels
+        some = raw.__getitems__(range(start, min(start + _ROWS_AT_ONCE, len(raw))))
+        yield records.parsed(some, len(layout.columns), layout.dtype)
