@@ -1,8 +1,10 @@
-"""Images per second of both input pipelines: on the device, and read by threads or workers.
+"""Examples per second of the input pipelines: on the device, and read by threads or workers.
 
     python -m benchmarks.inputs --dataset=cifar100
+    python -m benchmarks.inputs --dataset=criteo --batch_size=1024
 
-Prints, for each way, the median and the range over repeats of a fixed number of batches.
+Prints, for each way, the median and the range over repeats of a fixed number of batches; of a
+categorical table, which is only streamed here, also the hours of a pass over Criteo's whole log.
 """
 
 from __future__ import annotations
@@ -19,16 +21,18 @@ import numpy as np
 from absl import flags
 
 from experiments import commandline
-from tgeo_jax.data import resident, sources, streaming, views
+from tgeo_jax.data import resident, row_streaming, sources, streaming, tables, views
+from tgeo_jax.data.readable import Readable
 from tgeo_jax.randomness import Purpose
 
 _DATASET = flags.DEFINE_string("dataset", "digits", "A prepared dataset.")
 _DATA_DIR = flags.DEFINE_string("data_dir", "", "TFDS folder; TFDS's own default if empty.")
-_BATCH = flags.DEFINE_integer("batch_size", 128, "Images in a batch.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch_size", 128, "Images, or rows, in a batch.", lower_bound=1)
 _BATCHES = flags.DEFINE_integer("batches", 50, "Batches that are timed together.", lower_bound=1)
 _REPEATS = flags.DEFINE_integer("repeats", 5, "How often.", lower_bound=1)
 _SIZE = flags.DEFINE_integer("image_size", 32, "Of streamed images.", lower_bound=1)
 _WORKERS = flags.DEFINE_integer("workers", 2, "Most worker processes tried.", lower_bound=0)
+_CRITEO_ROWS = 45_840_617  # of the Display Advertising Challenge's train.txt
 _AUGMENTATIONS = {
     "crop, flip": {},
     "crop, flip, Cutout": {"cutout": 8},
@@ -39,7 +43,12 @@ _AUGMENTATIONS = {
 def main(argv: Sequence[str]) -> None:
     del argv
     device = jax.devices()[0].device_kind
-    print(f"{_DATASET.value}, batches of {_BATCH.value}, {device}; images/s: median (range)")
+    is_table = _DATASET.value in tables.LAYOUTS
+    what = "rows" if is_table else "images"
+    print(f"{_DATASET.value}, batches of {_BATCH.value}, {device}; {what}/s: median (range)")
+    if is_table:
+        _tables()
+        return
     if _DATASET.value not in sources.TOO_LARGE:
         dataset = sources.load(_DATASET.value, _DATA_DIR.value)
         for name, options in _AUGMENTATIONS.items():
@@ -48,6 +57,26 @@ def main(argv: Sequence[str]) -> None:
         with contextlib.closing(_stream(workers)) as opened:
             name = f"stream: {workers} worker processes" if workers else "stream: threads"
             _report(name, functools.partial(_take, opened))
+
+
+def _tables() -> None:
+    rates = {}
+    for workers in range(_WORKERS.value + 1):
+        found = row_streaming.load(_DATASET.value, _DATA_DIR.value, workers=workers)
+        name = f"stream: {workers} worker processes" if workers else "stream: threads"
+        with contextlib.closing(found.train.batches(0, 0, _BATCH.value, crop=False)) as opened:
+            rates[name] = _report(name, functools.partial(_take, opened))
+        if not workers:
+            name = "sweep: threads"
+            with contextlib.closing(_endless(found.train)) as opened:
+                rates[name] = _report(name, functools.partial(_take, opened))
+    for name, rate in rates.items():
+        print(f"{name}: {_CRITEO_ROWS / rate / 3600:.2f} hours for {_CRITEO_ROWS:,} rows")
+
+
+def _endless(split: Readable) -> Generator:
+    while True:
+        yield from split.sweep(_BATCH.value)
 
 
 def _resident(dataset: sources.Dataset, options: dict) -> Callable[[], None]:
@@ -86,7 +115,7 @@ def _take(opened: Generator) -> None:
         pass
 
 
-def _report(name: str, run: Callable[[], None]) -> None:
+def _report(name: str, run: Callable[[], None]) -> float:
     run()  # compiles, or starts the workers
     rates = []
     for _ in range(_REPEATS.value):
@@ -94,6 +123,7 @@ def _report(name: str, run: Callable[[], None]) -> None:
         run()
         rates.append(_BATCH.value * _BATCHES.value / (time.perf_counter() - started))
     print(f"{name:40} {np.median(rates):>10,.0f}  ({min(rates):,.0f} to {max(rates):,.0f})")
+    return float(np.median(rates))
 
 
 if __name__ == "__main__":

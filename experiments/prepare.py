@@ -68,11 +68,16 @@ def told_of_table(dataset: tfds.core.DatasetBuilder) -> str:
     names = dataset.info.features["label"].names
     lines = [about["note"]] if "note" in about else []
     for name in dataset.info.splits:
-        split = sources.read(dataset, name)
-        counts = np.bincount(split.labels, minlength=len(names))
+        found, labels = hashlib.sha256(), [np.zeros(0, "<i4")]
+        for rows, some in tables.pieces(dataset, name):  # a log may be larger than memory
+            found.update(np.ascontiguousarray(rows).data)
+            labels.append(some.astype("<i4"))
+        labels_N = np.concatenate(labels)
+        found.update(labels_N.data)
+        counts = np.bincount(labels_N, minlength=len(names))
         each = ", ".join(f"{label} {n:,}" for label, n in zip(names, counts, strict=True))
-        lines.append(f"{name}: {len(split):,} rows ({each})")
-        lines.append(f"{name}: SHA-256 of rows and labels {digest(split)}")
+        lines.append(f"{name}: {len(labels_N):,} rows ({each})")
+        lines.append(f"{name}: SHA-256 of rows and labels {found.hexdigest()}")
     lines.append(f"malformed rows skipped: {about['malformed']}")
     for column, counts in about.get("not_finite", {}).items():
         each = ", ".join(f"{n} {kind}" for kind, n in counts.items())

@@ -221,6 +221,20 @@ def test_the_benchmark_of_the_inputs_runs(command):
     assert rows == ["resident"] * 3 + ["stream"] * 2
 
 
+def test_the_benchmark_of_streamed_rows_runs_and_computes_hours(command, tmp_path):
+    tiny_tables.prepared("criteo", tmp_path)
+    done = command(
+        "-m", "benchmarks.inputs", "--dataset=criteo", f"--data_dir={tmp_path / 'tfds'}",
+        "--batch_size=8", "--batches=2", "--repeats=1", "--workers=1",
+    )  # fmt: skip
+    rates = re.findall(r"^(\w+: .*?)  +([\d,]+)  \(", done.stdout, re.MULTILINE)
+    names = ["stream: threads", "sweep: threads", "stream: 1 worker processes"]
+    assert [name for name, _ in rates] == names
+    for name, rate in rates:
+        hours = float(re.search(rf"^{name}: ([\d.]+) hours for 45,840,617 ", done.stdout, re.M)[1])
+        assert hours == pytest.approx(45_840_617 / int(rate.replace(",", "")) / 3600, 0.01, 0.006)
+
+
 DOCUMENTS = [ROOT / "README.md", ROOT / "configs" / "README.md", *(ROOT / "docs").rglob("*.md")]
 
 

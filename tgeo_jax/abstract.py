@@ -95,11 +95,13 @@ def _streamed(run: Run, dataset: streaming.StreamedDataset) -> tuple[Resident, i
     if method.meta_learned and not method.prequential:
         sizes["validation"] = config.meta.batch_size
 
+    example = dataset.example
+
     def batches(steps: int) -> list[Batch]:
         steps += method.prequential
         return [
             _batch(
-                jax.ShapeDtypeStruct((steps, size, *dataset.train.image_shape), np.uint8),
+                jax.ShapeDtypeStruct((steps, size, *example.shape[1:]), example.dtype),
                 jax.ShapeDtypeStruct((steps, size), np.int32),
             )
             for size in sizes.values()

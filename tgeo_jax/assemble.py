@@ -26,7 +26,7 @@ from tgeo_jax import (
     teachers,
 )
 from tgeo_jax import config as configs
-from tgeo_jax.data import sources, streaming, views, workers
+from tgeo_jax.data import row_streaming, sources, streaming, tables, views, workers
 from tgeo_jax.errors import ConfigError, DataError
 from tgeo_jax.models import convolution
 
@@ -127,6 +127,10 @@ def _dataset(config: ConfigDict) -> Dataset:
         name: data[name]
         for name in ("validation_fraction", "split_seed", "fraction", "mean", "std")
     }
+    if data.pipeline == "stream" and data.name in tables.LAYOUTS:
+        del common["mean"], common["std"]  # ids have no scale
+        own = {name: data[name] for name in ("part", "teacher_fraction", "hash_buckets", "workers")}
+        return row_streaming.load(data.name, data.dir, **common, **own)
     if data.pipeline == "stream":
         own = {name: data[name] for name in ("image_size", "workers", "max_corrupt")}
         return streaming.load(data.name, data.dir, **common, **own)
@@ -297,7 +301,7 @@ def _check_images(config: ConfigDict, dataset: Dataset) -> None:
             "would show nothing of it"
         )
     if isinstance(dataset, streaming.StreamedDataset):
-        return  # their pixels are bytes
+        return  # they are integers
     splits = {name: getattr(dataset, name) for name in ("train", "validation", "test")}
     for split_name, split in {**splits, **dataset.extra}.items():
         images = split.images

@@ -59,6 +59,7 @@ def default() -> ConfigDict:
                 "teacher_fraction": 0.7,  # the share of part "teacher"
                 "oversample": False,  # repeat training examples until classes are equal
                 "min_count": 1,  # categorical tables only: rarer values share an id
+                "hash_buckets": options.HASH_BUCKETS,  # streamed categorical tables only
                 # For normalisation by channel: empty for mean and deviation of the training pixels.
                 # Of a numeric table by feature: empty for its minimum and range.
                 "mean": (),
@@ -306,6 +307,7 @@ _RULES: dict[str, Rule] = {
     "data.part": _one_of(options.PARTS),
     "data.teacher_fraction": (lambda v: 0 < v < 1, "lie strictly in (0, 1)"),
     "data.min_count": _POSITIVE_INT,
+    "data.hash_buckets": (lambda v: v >= 2, "be an integer >= 2"),
     "data.mean": (lambda v: all(map(math.isfinite, v)), "hold finite numbers"),
     "data.std": (lambda v: all(s > 0 and math.isfinite(s) for s in v), "hold numbers > 0"),
     "data.crop_padding": _NOT_NEGATIVE_INT,

@@ -11,12 +11,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tgeo_jax import distill, parallel, randomness
-from tgeo_jax.data import streaming
+from tgeo_jax.data import sources, streaming
 from tgeo_jax.dispatch import Resident
 from tgeo_jax.randomness import Purpose
 from tgeo_jax.state import Batch
 
-Pair = tuple[np.ndarray, np.ndarray]  # images, labels
+Pair = tuple[np.ndarray, np.ndarray]  # images or rows, labels
 Pairs = Generator[Pair, None, None]
 
 
@@ -84,8 +84,8 @@ class Streamed:
     def _outer(self, step: int, num_steps: int) -> Iterator[Pair]:
         """Outer batches; nothing is read for steps without a hypergradient, which ignore theirs."""
         size = self._sizes["validation"] // streaming.process_shard()[1]
-        shape = self._splits["validation"].image_shape
-        blank = np.zeros((size, *shape), np.uint8), np.zeros(size, np.int32)
+        example = self._splits["validation"].example
+        blank = np.zeros((size, *example.shape[1:]), example.dtype), np.zeros(size, np.int32)
         for current in range(step, step + num_steps):
             needed = current % self._method.meta_every == 0
             yield next(self._opened["validation"]) if needed else blank
@@ -126,6 +126,7 @@ def placed(split: Any, sharding: Any) -> Any:
         >>> type(placed(split, jax.devices()[0])).__name__
         'Batch'
     """
-    if isinstance(split, streaming.Stream):
+    if not isinstance(split, sources.Split):
         return split
-    return parallel.put(Batch(split.images, split.labels), sharding)
+    found: Any = Batch(split.images, split.labels)  # type: ignore[arg-type]
+    return parallel.put(found, sharding)

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tgeo_jax import checkpoint, convert, models, storage, workdir
-from tgeo_jax.data import sources, streaming, tables
+from tgeo_jax.data import options, sources, streaming, tables
 from tgeo_jax.errors import CheckpointError, ConfigError
 
 PyTree = Any
@@ -24,8 +24,12 @@ _AGREE: dict[str, Any] = {
     "split_seed": None,
     "pipeline": "resident",  # a stream's split is not stratified
     "min_count": 1,  # of a categorical table, what an id means
+    "hash_buckets": options.HASH_BUCKETS,  # likewise, of a streamed one
 }
-_WHY, _SAME_SPLIT = {"min_count": "ids mean"}, "the held-out examples are"
+_WHY, _SAME_SPLIT = (
+    {"min_count": "ids mean", "hash_buckets": "ids mean"},
+    "the held-out examples are",
+)
 # What the configs of teachers say, by dataset; what differs must be said on the command line.
 _USUAL: dict[str, dict[str, Any]] = {
     "digits": {},
@@ -50,6 +54,7 @@ _OTHERWISE = {
     "part": "all",
     "teacher_fraction": 0.7,
     "min_count": 1,
+    "hash_buckets": options.HASH_BUCKETS,
 }
 
 
@@ -87,7 +92,7 @@ def how_to_get(config: ConfigDict, role: str, path: str) -> str:
 
 def _training(config: ConfigDict, name: str) -> str:
     data, file = config.data.name, f"configs/teachers/{config.data.name}.py:{name}"
-    changes = {}
+    changes: dict[str, Any] = {}
     if data in _CONFIGS:
         file = _CONFIGS[data].format(name)
     elif data in tables.LAYOUTS:
@@ -102,6 +107,8 @@ def _training(config: ConfigDict, name: str) -> str:
             value = "teacher"
         if value != _USUAL.get(data, {}).get(field, otherwise):
             changes[f"data.{field}"] = f'"{value}"' if isinstance(value, tuple) else value
+    if data in tables.LAYOUTS and config.data.pipeline == "stream":
+        changes["data.oversample"] = False  # which those configs set, and streams refuse
     told = "".join(f" --config.{field}={value}" for field, value in changes.items())
     return f"python -m experiments.main --config={file}{told}"
 

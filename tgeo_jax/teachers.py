@@ -132,7 +132,7 @@ def anchors(config: ConfigDict, student: nn.Module, dataset: Dataset, seeds: int
 def context(
     method: Distillation,
     trained: Trained | None,
-    train: Batch | streaming.Stream,
+    train: Batch | evaluate.Sweep,
     num_classes: int,
     batch_size: int,
     mesh: Mesh | None = None,
@@ -164,7 +164,7 @@ def context(
     if method.role.num_teachers:
         predict = evaluate.predictor(trained.module, method.clean_view)
     asked = evaluate.Evaluator(predict, batch_size, seeds=False, mesh=mesh)
-    if isinstance(train, streaming.Stream):
+    if not isinstance(train, Batch):
         means = _streamed_means(asked, trained.variables, train, num_classes)
     else:
         logits = asked.logits(trained.variables, train)
@@ -178,7 +178,7 @@ def context(
 
 
 def _streamed_means(
-    asked: evaluate.Evaluator, variables: PyTree, train: streaming.Stream, num_classes: int
+    asked: evaluate.Evaluator, variables: PyTree, train: evaluate.Sweep, num_classes: int
 ) -> Array:
     """As `geometry.class_mean_predictions`, summed batch by batch: nobody keeps all logits."""
     sums: Any = 0.0

@@ -30,7 +30,7 @@ from tgeo_jax import (
 from tgeo_jax import config as configs
 from tgeo_jax import workdir as workdirs
 from tgeo_jax.assemble import Run, assemble
-from tgeo_jax.data import fingerprints, streaming
+from tgeo_jax.data import fingerprints
 from tgeo_jax.dispatch import Dispatcher, Outcome
 from tgeo_jax.errors import CheckpointError, Interrupted, TrainingError
 from tgeo_jax.interruption import Interruption
@@ -389,7 +389,7 @@ class _Trainer:
         if self.teacher_evaluator is None:
             return None
         splits = {"train": self.train_split, "test": self.tests["test"]}
-        if isinstance(self.train_split, streaming.Stream):  # a pass over it may take hours
+        if self.feed.streamed:  # a pass over it may take hours
             del splits["train"]
         variables = _teacher_variables(self.state, self.trained_teacher)
         found = {

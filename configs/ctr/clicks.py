@@ -6,6 +6,8 @@ teacher learns from 70 % of the rest, students from the other 30 %.
 Needs the dataset (`python -m experiments.prepare --dataset=frappe --source=FOLDER`).
 Command: python -m experiments.main --config=configs/ctr/clicks.py:frappe,tgeo \\
     --workdir=runs/frappe/tgeo
+Of a log larger than memory (criteo, avazu), for the teacher and for students:
+--config.data.pipeline=stream --config.data.oversample=False; see docs/data.md.
 Other networks: --config.student.name=deepfm or dcn_v2, likewise of the teacher.
 Cost: see docs/tables.md.
 Expected: see docs/tables.md; criteo and avazu were run on stand-ins of their layout only.

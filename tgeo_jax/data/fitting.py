@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tgeo_jax.data.layouts import Layout
+from tgeo_jax.data.layouts import MISSING, Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +111,37 @@ def _vocabularies(layout: Layout, training_rows: np.ndarray, min_count: int) -> 
         return ids
 
     return Fitted(encode, layout.columns, tuple(len(values) + 1 for values in known))
+
+
+def hashed(rows: np.ndarray, counts: int, hash_buckets: int) -> np.ndarray:
+    """Ids of a categorical table without a vocabulary: a hash of every value.
+
+    `id_f(v) = 0` where the field is empty, else
+    `1 + mix(v xor (f + 1) * 0x9E3779B97F4A7C15) mod (hash_buckets - 1)`, where v is the value after
+    `buckets`, all numbers have 64 bits, and `mix` is the finaliser of MurmurHash3 on them. Each
+    field has a hash of its own, the same on every machine; values that share an id cannot be told
+    apart.
+
+    Args:
+        rows: int64 [N, F].
+        counts: how many of the first columns are counts, see `buckets`.
+        hash_buckets: ids of each field, at least 2.
+
+    Returns:
+        int32 [N, F], in [0, hash_buckets).
+
+    Examples:
+        >>> ids = hashed(np.array([[MISSING, 7], [7, 7]]), 0, 100)
+        >>> ids[0, 0], ids[0, 1] == ids[1, 1], ids[1, 0] == ids[1, 1]
+        (np.int32(0), np.True_, np.False_)
+    """
+    salts_F = np.arange(1, rows.shape[1] + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = buckets(rows, counts).view(np.uint64) ^ salts_F[None]
+    for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
+        mixed = (mixed ^ (mixed >> np.uint64(33))) * np.uint64(factor)
+    mixed ^= mixed >> np.uint64(33)
+    ids = 1 + (mixed % np.uint64(hash_buckets - 1)).astype(np.int32)
+    return np.where(rows == MISSING, np.int32(0), ids)
 
 
 def buckets(rows: np.ndarray, count: int) -> np.ndarray:

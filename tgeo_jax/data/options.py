@@ -19,9 +19,8 @@ _OF_IMAGES: dict[str, Any] = {
     "randaugment_layers": 0,
     "randaugment_magnitude": 9.0,
     "image_size": 224,
-    "pipeline": "resident",
 }
-_NOT_STREAMED: dict[str, Any] = {"part": "all", "oversample": False}
+HASH_BUCKETS = 65536  # by default
 
 
 def check(data: ConfigDict) -> None:
@@ -49,11 +48,25 @@ whose examples are rows of a table, not images
     if layout is not None and layout.kind == "categorical":
         why = f"data.name={data.name!r}, whose columns are ids and have no scale"
         _refuse(data, {"mean": (), "std": ()}, why)
-    else:
+    elif layout is not None:
+        why = f"data.name={data.name!r}, whose scale only a pass over all rows would tell"
+        _refuse(data, {"pipeline": "resident"}, why)
+    if layout is None or layout.kind != "categorical":
         why = f"data.name={shown(data.name)}, which has no vocabulary of values to count"
-        _refuse(data, {"min_count": 1}, why)
+        _refuse(data, {"min_count": 1, "hash_buckets": HASH_BUCKETS}, why)
     if data.pipeline == "stream":
-        _refuse(data, _NOT_STREAMED, "data.pipeline='stream', which reads no labels beforehand")
+        _check_stream(data, layout is not None)
+    else:
+        why = "data.pipeline='resident', which gives every value an id of its own"
+        _refuse(data, {"hash_buckets": HASH_BUCKETS}, why)
+
+
+def _check_stream(data: ConfigDict, is_table: bool) -> None:
+    labels, count = ("data.pipeline='stream', which reads no " + w for w in ("labels", "values"))
+    _refuse(data, {"oversample": False}, f"{labels} beforehand")
+    _refuse(data, {"min_count": 1}, f"{count} beforehand to count them")
+    if not is_table:
+        _refuse(data, {"part": "all"}, f"{labels} beforehand")
 
 
 def _refuse(data: ConfigDict, only: dict[str, Any], why: str) -> None:

@@ -25,6 +25,7 @@ from absl import logging
 
 from tgeo_jax.data import crops, fingerprints, sources
 from tgeo_jax.data import workers as processes
+from tgeo_jax.data.readable import Readable
 from tgeo_jax.errors import ConfigError, DataError
 
 _SUBSTITUTES = 64  # tried in the place of a corrupt image before giving up
@@ -103,9 +104,9 @@ class Stream:
         return len(self.records)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Of what comes out: S, S, C."""
-        return (self.image_size, self.image_size, self.channels)
+    def example(self) -> np.ndarray:
+        """An image [1, S, S, C], for its shape and dtype."""
+        return np.zeros((1, self.image_size, self.image_size, self.channels), np.uint8)
 
     @property
     def corrupt(self) -> tuple[str, ...]:
@@ -148,20 +149,9 @@ class Stream:
             read = self._by_threads(examples, batch_size)
         with contextlib.closing(iter(read)) as iterator:
             while True:
-                batch = self._next(iterator)
+                batch = processes.following(iterator, self.workers)
                 self._note(batch["corrupt"])
                 yield batch["image"], batch["label"]
-
-    def _next(self, iterator: Any) -> dict[str, Any]:
-        try:
-            return next(iterator)
-        except RuntimeError as error:
-            if not self.workers:
-                raise
-            raise DataError(
-                f"data.workers={self.workers}: a worker process ended ({error}); where memory or "
-                "/dev/shm is short (docs/data.md), use fewer workers, or 0 for threads"
-            ) from error
 
     def sweep(
         self, batch_size: int, shard: tuple[int, int] = (0, 1)
@@ -188,9 +178,8 @@ class Stream:
             examples = grain.MapDataset.source(own)
             decoded = examples.map(lambda index: decode((int(index), int(index))))
             read = iter(self._by_threads(decoded, rows))
-        blank = np.zeros((0, *self.image_shape), np.uint8)
         none: dict[str, Any] = {
-            "image": blank,
+            "image": self.example[:0],
             "label": np.zeros(0, np.int32),
             "corrupt": np.zeros(0, np.int64),
         }
@@ -238,17 +227,17 @@ class Stream:
 
 @dataclasses.dataclass(frozen=True)
 class StreamedDataset:
-    """As `sources.Dataset`, of streams."""
+    """As `sources.Dataset`, of streams: of images, or of rows of a categorical table."""
 
-    train: Stream
-    validation: Stream
-    test: Stream
+    train: Readable
+    validation: Readable
+    test: Readable
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     vocabulary: tuple[int, ...] = ()
     feature_names: tuple[str, ...] = ()
-    extra: Mapping[str, Stream] = dataclasses.field(default_factory=dict)
+    extra: Mapping[str, Readable] = dataclasses.field(default_factory=dict)
     verification: None = None
 
     @property
@@ -257,8 +246,8 @@ class StreamedDataset:
 
     @property
     def example(self) -> np.ndarray:
-        """An image, [1, S, S, C], for its shape and dtype."""
-        return np.zeros((1, *self.train.image_shape), np.uint8)
+        """An image [1, S, S, C], or row [1, F], for its shape and dtype."""
+        return self.train.example
 
     @property
     def corrupt(self) -> tuple[str, ...]:
@@ -267,7 +256,8 @@ class StreamedDataset:
 
     def digest(self) -> str:
         """SHA-256 of which records are in which split."""
-        splits = (self.train, self.validation, self.test)
+        extra = (self.extra[name] for name in sorted(self.extra))
+        splits = (self.train, self.validation, self.test, *extra)
         return fingerprints.of([np.frombuffer(s.digest().encode(), np.uint8) for s in splits])
 
 

@@ -13,10 +13,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
-from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
-from tgeo_jax.data import attacks, clicks, preparing
+from tgeo_jax.data import attacks, clicks, preparing, records
 from tgeo_jax.data.layouts import Content, Layout, Tally
 from tgeo_jax.errors import DataError
 
@@ -198,16 +197,19 @@ def rows_and_labels(dataset: tfds.core.DatasetBuilder, split: str) -> tuple[np.n
         rows [N, F] (float64 or int64) and labels [N] (int32).
     """
     layout = LAYOUTS[dataset.name]
+    nothing = np.zeros((0, len(layout.columns)), layout.dtype), np.zeros(0, np.int32)
+    rows, labels = zip(nothing, *pieces(dataset, split), strict=True)
+    return np.concatenate(rows), np.concatenate(labels)
+
+
+def pieces(
+    dataset: tfds.core.DatasetBuilder, split: str
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """As `rows_and_labels`, some thousand rows at a time."""
+    layout = LAYOUTS[dataset.name]
     raw: Any = dataset.as_data_source(
         split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
     )
-    rows, labels = [], np.empty(len(raw), np.int32)
     for start in range(0, len(raw), _ROWS_AT_ONCE):
-        chunk = raw.__getitems__(range(start, min(start + _ROWS_AT_ONCE, len(raw))))
-        for index, record in enumerate(chunk, start):
-            # TFDS decodes one value at a time; a whole row is one piece of memory.
-            feature = tf_example_pb2.Example.FromString(record).features.feature
-            rows.append(feature["row"].bytes_list.value[0])
-            labels[index] = feature["label"].int64_list.value[0]
-    whole = np.frombuffer(b"".join(rows), layout.dtype)
-    return whole.reshape(-1, len(layout.columns)), labels
+        some = raw.__getitems__(range(start, min(start + _ROWS_AT_ONCE, len(raw))))
+        yield records.parsed(some, len(layout.columns), layout.dtype)

@@ -6,11 +6,12 @@ import multiprocessing
 import os
 import signal
 import threading
+from typing import Any
 
 import grain
 from absl import flags
 
-from tgeo_jax.errors import ConfigError
+from tgeo_jax.errors import ConfigError, DataError
 
 BUFFERED = 2  # batches that a worker decodes ahead
 
@@ -27,6 +28,27 @@ def read(batches: grain.MapDataset, workers: int) -> grain.IterDataset:
     read = batches.to_iter_dataset(grain.ReadOptions(num_threads=0))
     options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=BUFFERED)
     return read.mp_prefetch(options, _end_with_parent)
+
+
+def following(iterator: Any, workers: int) -> Any:
+    """The next batch.
+
+    Args:
+        iterator: of `read`, or of threads.
+        workers: how many processes; 0: threads.
+
+    Raises:
+        DataError: a worker ended by itself.
+    """
+    try:
+        return next(iterator)
+    except RuntimeError as error:
+        if not workers:
+            raise
+        raise DataError(
+            f"data.workers={workers}: a worker process ended ({error}); where memory or "
+            "/dev/shm is short (docs/data.md), use fewer workers, or 0 for threads"
+        ) from error
 
 
 def check_shared_memory(workers: int, batch_bytes: int, free: int | None = None) -> None:
