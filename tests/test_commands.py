@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import tgeo_jax
+from configs.ctr import clicks
 from experiments import commandline, compare
 from tests import pictures, tiny_cifar, tiny_faces, tiny_tables
 from tests.conftest import ROOT
@@ -75,6 +76,8 @@ SHORT_FOR = {
         "--config.meta.batch_size=4",
     ],
     **dict.fromkeys(tables.LAYOUTS, _SMALL_TABLE),
+    # The students' part of a few clicks.
+    **dict.fromkeys(clicks.DATASETS, [*_SMALL_TABLE, "--config.data.batch_size=10"]),
 }
 
 
