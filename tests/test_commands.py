@@ -353,9 +353,9 @@ def test_the_documented_commands_on_faces_run_in_their_order(command, tiny_sets,
 
 def test_the_documented_commands_on_tables_run_in_their_order(command, tiny_sets, tmp_path):
     commands = _commands((ROOT / "docs" / "data.md").read_text())
-    assert [arguments[1] for arguments in commands] == ["experiments.prepare"] + [
-        "experiments.main"
-    ] * 2
+    order = ["experiments.prepare"] + ["experiments.main"] * 2
+    assert [arguments[1] for arguments in commands] == order * 2
+    commands = commands[:3]  # the others stream Criteo
     source = str(pathlib.Path(tiny_sets).parent / "nsl_kdd_source")
     for arguments in commands:
         arguments = [a.replace("runs/nsl_kdd", str(tmp_path)) for a in arguments]
