@@ -26,8 +26,9 @@ def _hold(count, processes, timeout=10.0, before=lambda port: None):
             return str(error)
 
     with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:
-        said = [pool.submit(one, process) for process in processes]
-        before(port)
+        said = [pool.submit(one, processes[0])]
+        before(port)  # while process 0 waits: once the others are there it listens no more
+        said += [pool.submit(one, process) for process in processes[1:]]
         return [one.result() for one in said]
 
 
