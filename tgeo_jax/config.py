@@ -53,6 +53,7 @@ def default() -> ConfigDict:
                 "validation_fraction": 0.1,  # held out of the training split
                 "split_seed": 0,
                 "label_noise": 0.0,  # share of training labels replaced by another class
+                "outliers": 0.0,  # share of training images replaced by Gaussian noise
                 "fraction": 1.0,  # of the training examples that are kept
                 "imbalance": 1.0,  # long tail: the first class's examples over the last's
                 "part": "all",  # of what is not held out: "teacher" and "student" are disjoint
@@ -301,6 +302,7 @@ _RULES: dict[str, Rule] = {
     "seeds": _POSITIVE_INT,
     "data.validation_fraction": (lambda v: 0 < v < 1, "lie strictly in (0, 1)"),
     "data.split_seed": _SEED,
+    "data.outliers": (lambda v: 0 <= v < 1, "lie in [0, 1)"),
     "data.label_noise": (lambda v: 0 <= v < 1, "lie in [0, 1)"),
     "data.fraction": (lambda v: 0 < v <= 1, "lie in (0, 1]"),
     "data.imbalance": (lambda v: v >= 1 and math.isfinite(v), "be a finite number >= 1"),
@@ -390,6 +392,7 @@ def _check_stream(config: ConfigDict) -> None:
         ("seeds", config.seeds, 1),
         ("data.imbalance", config.data.imbalance, 1.0),
         ("data.label_noise", config.data.label_noise, 0.0),
+        ("data.outliers", config.data.outliers, 0.0),
     ):
         if value != only:
             raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import os
 import pathlib
 import platform
 import subprocess
@@ -146,7 +147,7 @@ def commit(folder: pathlib.Path = pathlib.Path(__file__).parent) -> str:
         folder: in a checkout, or not; this package by default.
 
     Returns:
-        The hash, or "unknown" outside of a checkout.
+        The hash; outside of a checkout what TGEO_JAX_COMMIT says, as in a container, or "unknown".
 
     Examples:
         >>> commit(pathlib.Path("/"))
@@ -164,7 +165,7 @@ def commit(folder: pathlib.Path = pathlib.Path(__file__).parent) -> str:
     found = git("rev-parse", "HEAD")
     # A folder installed inside somebody's repository is not that repository's code.
     if found is None or not git("ls-files", "--", "."):
-        return "unknown"
+        return os.environ.get("TGEO_JAX_COMMIT", "") or "unknown"
     # Of the code alone: notes and results beside it change no number.
     changed = git("status", "--porcelain", "--", ".")
     return found if changed == "" else f"{found}-dirty"
