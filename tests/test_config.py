@@ -27,6 +27,7 @@ BAD = {
     "data.validation_fraction": 1.0,
     "data.split_seed": -1,
     "data.label_noise": 1.0,
+    "data.outliers": 1.0,
     "data.fraction": 0.0,
     "data.imbalance": 0.5,
     "data.part": "zzz",
@@ -397,6 +398,7 @@ def test_a_configuration_error_is_a_value_error():
         ("seeds", 2, "seeds=2: must be 1 with data.pipeline='stream'; start one run"),
         ("data.imbalance", 10.0, "data.imbalance=10.0: must be 1.0 with data.pipeline='stream'"),
         ("data.label_noise", 0.1, "data.label_noise=0.1: must be 0.0 with data.pipeline='stream'"),
+        ("data.outliers", 0.1, "data.outliers=0.1: must be 0.0 with data.pipeline='stream'"),
         ("role.name", "cached", "role.name='cached': stored logits need data.pipeline='resident'"),
     ],
 )
