@@ -29,7 +29,7 @@ def _with(flag: str) -> list[list[str]]:
 @pytest.fixture(scope="module")
 def of_relations(command, tmp_path_factory):
     """A table of four runs: its folder, the command, and what it printed."""
-    same = [c for c in _commands() if "--table=digits_relations" in c and "--plan" not in c][0]
+    same = next(c for c in _commands() if "--table=digits_relations" in c and "--plan" not in c)
     workdir = tmp_path_factory.mktemp("tables")
     short = [
         *same, f"--workdir={workdir}", "--methods=kd,tgeo", "--seeds=2", "--set=train.epochs=1",
