@@ -341,9 +341,12 @@ def test_outliers_are_noise_among_training_images_only(digits_dir):
         np.testing.assert_array_equal(getattr(noisy, name).images, getattr(clean, name).images)
     noise, pixels = noisy.train.images[chosen].astype(float), clean.train.images
     assert not (noisy.train.images[chosen] == pixels[chosen]).all((1, 2, 3)).any()
-    # Clipped from below: E max(x, 0) of a Gaussian with the pixels' mean and deviation.
+    # The mean of a Gaussian with the pixels' mean and deviation, clipped to their range.
     mean, std = pixels.mean(), pixels.std()
-    expected = mean * scipy.stats.norm.cdf(mean / std) + std * scipy.stats.norm.pdf(mean / std)
+    low, high = ((edge - mean) / std for edge in (0, pixels.max()))
+    normal = scipy.stats.norm
+    expected = mean * (normal.cdf(high) - normal.cdf(low))
+    expected += std * (normal.pdf(low) - normal.pdf(high)) + pixels.max() * normal.sf(high)
     assert noise.mean() == pytest.approx(expected, rel=0.03)
     again = sources.load("digits", digits_dir, outliers=0.1)
     np.testing.assert_array_equal(again.train.images, noisy.train.images)
