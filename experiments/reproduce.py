@@ -13,9 +13,7 @@ from __future__ import annotations
 import os
 import pathlib
 import subprocess
-import tomllib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import tensorflow_datasets as tfds
@@ -24,6 +22,7 @@ from absl import flags
 from experiments import commandline
 from experiments.reproduction import (
     declared,
+    figures,
     kubernetes,
     local,
     outcomes,
@@ -88,7 +87,7 @@ def main(argv: Sequence[str]) -> None:
     workdir = storage.path(_WORKDIR.value or f"runs/tables/{table.folder}")
     tfds.disable_progress_bar()
     sources.prepare("digits")  # comes with scikit-learn: a moment, and nothing to download
-    found, cells = all_runs.of_table(table, workdir, _settings(_SET.value))
+    found, cells = all_runs.of_table(table, workdir, all_runs.settings(_SET.value))
     if _PLAN.value:
         kind = device_kinds.named(_DEVICE_KIND.value)[0] if _DEVICE_KIND.value else None
         print(plan.told(plan.of_runs(found, kind), price=_PRICE.value))
@@ -112,25 +111,6 @@ def main(argv: Sequence[str]) -> None:
 def _list() -> None:
     for name in declared.names():
         print(f"{name:<20}  {declared.load(name).title}")
-
-
-def _settings(given: Sequence[str]) -> dict[str, Any]:
-    """What --set says, its values in TOML or else text.
-
-    Examples:
-        >>> _settings(["train.epochs=2", "data.dir=gs://bucket/data"])
-        {'train.epochs': 2, 'data.dir': 'gs://bucket/data'}
-    """
-    found = {}
-    for each in given:
-        field, equals, value = each.partition("=")
-        if not equals:
-            raise ConfigError(f"--set={each}: must be FIELD=VALUE")
-        try:
-            found[field] = tomllib.loads(f"it = {value}")["it"]
-        except tomllib.TOMLDecodeError:
-            found[field] = value
-    return found
 
 
 def _rendered(found: Mapping[str, all_runs.Run], table: str, workdir: storage.Path) -> pathlib.Path:
@@ -206,7 +186,9 @@ def _write(
         ("tex", output.latex(finished)),
     ):
         storage.write_atomically(workdir / f"{name}.{suffix}", text)
-    print(f"Written: {workdir / name}.md, .csv, .tex")
+    for shows, picture in figures.drawn(finished, cells, found):
+        storage.write_atomically(workdir / f"{name}-{shows}.png", picture)
+    print(f"Written: {workdir / name}.md, .csv, .tex, -*.png")
     chosen = {
         f"{cell.column.name} {cell.row.name}": found[cell.runs[0]].folder
         for cell in cells

@@ -10,15 +10,18 @@ import json
 import statistics
 import sys
 
+import numpy as np
+import PIL.Image
 import pytest
 import scipy.stats
 from absl import flags
 from ml_collections import config_flags
 
-from experiments.reproduction import declared, outcomes, output, plan, runs
+from experiments.reproduction import declared, figures, outcomes, output, plan, runs
 from tests.conftest import ROOT
 from tgeo_jax import config as configs
 from tgeo_jax import device_kinds
+from tgeo_jax.data import splits
 from tgeo_jax.errors import ConfigError
 
 DIGITS = [name for name in declared.names(ROOT / declared.FOLDER) if name.startswith("digits")]
@@ -53,6 +56,7 @@ def _in_the_repository(monkeypatch, digits_dir):
 
 
 def _table(tmp_path, text=SMALL):
+    tmp_path.mkdir(exist_ok=True)
     path = tmp_path / "small.toml"
     path.write_text(text)
     return declared.load(str(path))
@@ -202,6 +206,18 @@ def test_another_configuration_in_a_folder_is_refused(tmp_path):
     others, _ = runs.of_table(_table(tmp_path), tmp_path, {"train.epochs": 7})
     with pytest.raises(ConfigError, match=r"train\.epochs: 40 -> 7"):
         others["noisy/kd"].status()
+
+
+def test_finished_runs_can_be_moved_but_not_begun_ones(tmp_path):
+    table = _table(tmp_path)
+    found, _ = runs.of_table(table, tmp_path / "here")
+    _finish(found["good/kd"], (0.5, 0.6))
+    (tmp_path / "here").rename(tmp_path / "there")
+    moved, _ = runs.of_table(table, tmp_path / "there")
+    assert moved["good/kd"].status() == (runs.DONE, 1.0)
+    (tmp_path / "there" / "good" / "kd" / "result.json").unlink()
+    with pytest.raises(ConfigError, match=r"teacher\.workdir: .*here.* -> .*there"):
+        moved["good/kd"].status()
 
 
 def test_data_that_is_not_there_is_a_missing_run_with_the_way_to_get_it(tmp_path):
@@ -386,3 +402,44 @@ def test_published_figures_of_a_dataset_stand_beside_its_table():
     assert dataclasses.astuple(
         table.published["dist", "resnet56-resnet20", "test/accuracy"]
     )[:2] == (71.75, 0.3)  # fmt: skip
+
+
+def _pictures(tmp_path, text, ratio_SxN=None):
+    table = _table(tmp_path, text)
+    found, cells = runs.of_table(table, tmp_path, {})
+    for cell in cells:
+        for name in cell.runs:
+            if found[name].folder.result() is None:
+                _finish(found[name], (0.5, 0.6))
+            if ratio_SxN is not None:
+                np.savez(found[name].folder.samples, ratio=ratio_SxN)
+    read = {(c.row.name, c.column.name): outcomes.of_cell(table, c, found, {}) for c in cells}
+    finished = output.Finished(table, read, {}, "")
+    return read, dict(figures.drawn(finished, cells, found))
+
+
+def test_outliers_have_ratios_of_their_own_and_a_picture(tmp_path):
+    text = SMALL.replace(
+        "seeds = 2",
+        'seeds = 2\nfigures = ["samples/outlier_ratio", "samples/other_ratio"]\n'
+        'set = { "data.outliers" = 0.25 }',
+    )
+    ratio_SxN = np.full((2, 8), (0.5,))
+    ratio_SxN[:, splits.outliers(8, 0.25, 0)] = np.array([[0.1, 0.3], [0.2, 0.4]])
+    ratio_SxN[0, np.setdiff1d(np.arange(8), splits.outliers(8, 0.25, 0))[0]] = 0.8
+    read, pictures = _pictures(tmp_path, text, ratio_SxN)
+    found = read["tgeo", "good"]
+    assert found.values["samples/outlier_ratio", "last"] == pytest.approx((0.2, 0.3))
+    assert found.values["samples/other_ratio", "last"] == pytest.approx((0.55, 0.5))
+    assert {"accuracy", "outliers-good-tgeo"} <= set(pictures)
+    for picture in pictures.values():
+        assert PIL.Image.open(io.BytesIO(picture)).size[0] > 300
+    _, pictures = _pictures(tmp_path / "constant", text, np.full((2, 8), 0.5))
+    assert set(pictures) == {"accuracy"}  # a constant ratio is no distribution
+
+
+def test_a_table_of_many_columns_is_a_picture_of_lines(tmp_path):
+    text = SMALL.replace('"noisy", "good"', '"noisy", "good", "noisy-x"')
+    _, pictures = _pictures(tmp_path, text)
+    assert set(pictures) == {"accuracy"}
+    assert PIL.Image.open(io.BytesIO(pictures["accuracy"])).size[0] > 300

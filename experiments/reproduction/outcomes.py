@@ -143,10 +143,24 @@ def _of_samples(folder: Workdir, figure: str) -> dict[str, list[float]]:
     if not storage.exists(folder.samples):
         return {}
     ratio_SxN = storage.read_arrays(folder.samples)["ratio"]
-    data = folder.config()["data"]
-    is_outlier_N = np.zeros(ratio_SxN.shape[1], bool)
-    is_outlier_N[splits.outliers(len(is_outlier_N), data["outliers"], data["split_seed"])] = True
+    is_outlier_N = outliers(folder, ratio_SxN.shape[1])
     chosen_N = {"outlier_ratio": is_outlier_N, "other_ratio": ~is_outlier_N}[figure]
     if not chosen_N.any():
         return {}
     return {LAST: ratio_SxN[:, chosen_N].mean(axis=1).tolist()}
+
+
+def outliers(folder: Workdir, count: int) -> np.ndarray:
+    """Which of a run's training images were made outliers.
+
+    Args:
+        folder: of the run.
+        count: N, how many training images it has.
+
+    Returns:
+        [N], booleans.
+    """
+    data = folder.config()["data"]
+    found = np.zeros(count, bool)
+    found[splits.outliers(count, data.get("outliers", 0.0), data["split_seed"])] = True
+    return found

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import pathlib
 import sys
+import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,12 +61,17 @@ class Run:
     def status(self) -> tuple[str, float]:
         """What is done of it: one of the constants above, and the share of its epochs.
 
+        A finished run may have been moved together with its teacher.
+
         Raises:
             ConfigError: its folder holds a run of another configuration.
         """
+        is_done = self.folder.result() is not None
         if self.source:
-            self.folder.check_same(self.config)
-        if self.folder.result() is not None:
+            changed = self.folder.changes(self.config)
+            if not is_done or any(not each.startswith("teacher.workdir:") for each in changed):
+                self.folder.check_same(self.config)
+        if is_done:
             return DONE, 1.0
         if self.missing:
             return MISSING, 0.0
@@ -88,6 +94,31 @@ class Cell:
     column: Part
     runs: tuple[str, ...]
     generation: int | None = None
+
+
+def settings(given: Sequence[str]) -> dict[str, Any]:
+    """What --set says, its values in TOML or else text.
+
+    Args:
+        given: `FIELD=VALUE` each.
+
+    Raises:
+        ConfigError: no equals sign.
+
+    Examples:
+        >>> settings(["train.epochs=2", "data.dir=gs://bucket/data"])
+        {'train.epochs': 2, 'data.dir': 'gs://bucket/data'}
+    """
+    found = {}
+    for each in given:
+        field, equals, value = each.partition("=")
+        if not equals:
+            raise ConfigError(f"--set={each}: must be FIELD=VALUE")
+        try:
+            found[field] = tomllib.loads(f"it = {value}")["it"]
+        except tomllib.TOMLDecodeError:
+            found[field] = value
+    return found
 
 
 def of_table(
