@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from tgeo_jax import distill, metrics
 from tgeo_jax.method import Distillation
 from tgeo_jax.models import tables
-from tgeo_jax.state import Batch, Teacher, TrainState
+from tgeo_jax.state import Batch, Teacher, TrainState, is_table
 
 Array = jax.Array
 PyTree = Any
@@ -67,10 +67,16 @@ def take(state: TrainState, rows_U: Array) -> TrainState:
     Args:
         state: of one seed.
         rows_U: from `used`.
+
+    Examples:
+        >>> tree = {"table": {"rows": jnp.array([[0.0], [1.0], [2.0]])}, "bias": jnp.ones(1)}
+        >>> state = TrainState(step=0, seed=0, student=tree, fusion=None)
+        >>> print(take(state, jnp.array([0, 2, 3])).student["table"]["rows"].T)
+        [[0. 2. 0.]]
     """
 
     def of_leaf(path: tuple, leaf: Array) -> Array:
-        if not tables.is_table(path):
+        if not is_table(path):
             return leaf
         return leaf.at[rows_U].get(mode="fill", fill_value=0, indices_are_sorted=True)
 
@@ -85,10 +91,17 @@ def put_back(state: TrainState, small: TrainState, rows_U: Array) -> TrainState:
         state: before the step, with whole tables.
         small: after the step, with tables of U rows.
         rows_U: as in `take`; what lies behind the last row is dropped.
+
+    Examples:
+        >>> before, small = (
+        ...     TrainState(step=0, seed=0, student={"rows": jnp.asarray(rows)}, fusion=None)
+        ...     for rows in ([[0.0], [1.0], [2.0]], [[7.0], [8.0], [9.0]]))
+        >>> print(put_back(before, small, jnp.array([0, 2, 3])).student["rows"].T)
+        [[7. 1. 8.]]
     """
 
     def of_leaf(path: tuple, old: Array, new: Array) -> Array:
-        if not tables.is_table(path):
+        if not is_table(path):
             return new
         return old.at[rows_U].set(new, mode="drop", indices_are_sorted=True)
 
