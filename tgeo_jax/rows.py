@@ -29,13 +29,16 @@ PyTree = Any
 Found = dict[str, metrics.Mean]
 
 
-def used(method: Distillation, batch: Batch, val_batch: Batch) -> Array:
+def used(
+    method: Distillation, batch: Batch, val_batch: Batch, takes_hypergradient: bool | Array = True
+) -> Array:
     """The rows that a step reads, each once, in increasing order.
 
     Args:
         method: what is trained, with a student that has tables.
         batch: of the step.
-        val_batch: the outer batch; nothing of it counts where the ratio has nothing to learn.
+        val_batch: the outer batch.
+        takes_hypergradient: whether the step looks at it; where it does not, nothing of it counts.
 
     Returns:
         int32 [U] with U the number of indices in the batches, or V if that is less; behind the last
@@ -45,16 +48,17 @@ def used(method: Distillation, batch: Batch, val_batch: Batch) -> Array:
         >>> from types import SimpleNamespace
         >>> from tgeo_jax import models
         >>> student = models.build("deepfm", 2, vocabulary=(9, 9))
-        >>> method = SimpleNamespace(student=student, meta_learned=False, clean_view=lambda x: x)
-        >>> batch = Batch(jnp.array([[3, 0], [3, 5]]), jnp.array([0, 1]))
-        >>> print(used(method, batch, batch))
-        [ 3  9 14 18]
+        >>> method = SimpleNamespace(student=student, clean_view=lambda x: x)
+        >>> batch, other = (Batch(jnp.array(ids), None) for ids in ([[3, 0], [3, 5]], [[4, 0]]))
+        >>> print(used(method, batch, other), used(method, batch, other, False))
+        [ 3  4  9 14 18 18] [ 3  9 14 18]
     """
     module: Any = method.student
     size = sum(tables.field_sizes(module.vocabulary, module.hash_buckets))
-    batches = (batch, val_batch) if method.meta_learned else (batch,)
-    numbers = [_row_numbers(module, method.clean_view(one.images_BxHxWxC)) for one in batches]
-    flat = jnp.concatenate([rows_BxF.ravel() for rows_BxF in numbers])
+    flat = _row_numbers(module, method.clean_view(batch.images_BxHxWxC)).ravel()
+    if takes_hypergradient is not False:
+        outer = _row_numbers(module, method.clean_view(val_batch.images_BxHxWxC)).ravel()
+        flat = jnp.concatenate([flat, jnp.where(takes_hypergradient, outer, size)])
     return jnp.unique(flat, size=min(flat.size, size), fill_value=size)
 
 
@@ -129,7 +133,8 @@ def small_step(
     def step(
         state: TrainState, batch: Batch, val_batch: Batch
     ) -> tuple[TrainState, TrainState, Found, Array]:
-        rows_U = used(method, batch, val_batch)
+        when = distill.takes_hypergradient(method, state, updates_fusion)
+        rows_U = used(method, batch, val_batch, when)
         student: Any = _Holding(method.student, rows_U)
         small = take(state, rows_U)
         of_rows = dataclasses.replace(method, student=student, lazy_rows=False)
