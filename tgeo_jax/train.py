@@ -219,7 +219,9 @@ class _Trainer:
         total, pending = self.partial.sums, list[Outcome]()
         self.partial = partial.NOTHING
         in_flight = dispatch.most_in_flight(self.run.mesh)
-        chunks = self._chunks(step, boundary)
+        largest = 1 if self.run.loop_free else self.run.config.train.steps_per_dispatch
+        first = boundary - ((boundary - 1) % self._interval + 1)
+        chunks = dispatch.chunks_left(first, step, boundary, largest)
         for index, num_steps in enumerate(chunks):
             if self.interruption.reached():
                 self._keep(total, pending)
@@ -248,15 +250,6 @@ class _Trainer:
         if traced is not None:
             self.writers.say(f"profile: {traced}; open it by: xprof --logdir={traced}")
         return total, time.perf_counter() - started
-
-    def _chunks(self, step: int, boundary: int) -> list[int]:
-        """Lengths of the dispatches up to a step; after an interruption the same ones go on."""
-        largest = 1 if self.run.loop_free else self.run.config.train.steps_per_dispatch
-        first = boundary - ((boundary - 1) % self._interval + 1)
-        left = dispatch.chunks(boundary - first, largest)
-        while left and first < step:
-            first += left.pop(0)
-        return left if first == step else dispatch.chunks(boundary - step, largest)
 
     def _keep(self, total: dict[str, Mean] | None, pending: list[Outcome]) -> None:
         """Saves between two evaluations, as the last act of a run that stops there."""
