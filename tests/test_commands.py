@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pathlib
 import pkgutil
 import re
@@ -366,6 +367,24 @@ def test_the_documented_commands_on_tables_run_in_their_order(command, tiny_sets
         if arguments[2].endswith("tgeo"):
             arguments.append(f"--config.teacher.workdir={tmp_path / 'teacher'}")
         assert "Report: " in command(*arguments, *SHORT_FOR["nsl_kdd"]).stdout
+
+
+def test_the_documented_commands_of_encoders_run_in_their_order(command, tiny_sets, tmp_path):
+    commands = _commands((ROOT / "docs" / "tables.md").read_text())
+    of_encoders = "--config=configs/attack/nsl_kdd.py:row_encoder,"
+    assert [c[2] for c in commands] == [of_encoders + method for method in ("teacher", "tgeo")]
+    smaller = {"layers": 2, "width": 4, "heads": 1}
+    options = [f"--config.teacher.row_encoder.{field}={value}" for field, value in smaller.items()]
+    for arguments, layers in zip(commands, (2, 1), strict=True):
+        arguments = [a.replace("runs/nsl_kdd", str(tmp_path)) for a in arguments]
+        own = {**smaller, "layers": layers}
+        options += [f"--config.student.row_encoder.{field}={value}" for field, value in own.items()]
+        if layers == 1:
+            options.append(f"--config.teacher.workdir={tmp_path / 'row_encoder' / 'teacher'}")
+        assert "Report: " in command(*arguments, *SHORT_FOR["nsl_kdd"], *options).stdout
+    result = json.loads((tmp_path / "row_encoder" / "tgeo" / "result.json").read_text())
+    assert result["steps"] == 3
+    assert result["teacher"]["test_accuracy"] >= 0
 
 
 @pytest.mark.parametrize(

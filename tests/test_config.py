@@ -6,7 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from tgeo_jax import config as configs
-from tgeo_jax import errors
+from tgeo_jax import errors, rules
 from tgeo_jax.errors import ConfigError
 
 # One value for every rule, of the right type, that breaks this rule and no earlier one.
@@ -112,7 +112,7 @@ def changed(changes):
 
 
 def test_every_rule_has_its_row_in_the_table():
-    assert set(BAD) == set(configs._RULES)
+    assert set(BAD) == set(rules.RULES)
 
 
 def test_the_configuration_that_the_table_changes_is_valid():

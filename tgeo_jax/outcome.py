@@ -8,13 +8,17 @@ import os
 import pathlib
 import platform
 import subprocess
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from tgeo_jax import __version__, selection
+from tgeo_jax import __version__, evaluate, origins, parallel, selection
 from tgeo_jax.assemble import Run
+from tgeo_jax.data import fingerprints
+
+PyTree = Any
 
 _FIGURES = (  # of each test split, where they are measured
     "accuracy",
@@ -127,6 +131,31 @@ def _figures(per_seed: list[dict[str, Any]]) -> dict[str, dict[str, float | None
     """Mean and deviation over the seeds of what every one of them has."""
     names = [n for n in per_seed[0] if "/" in n and all(n in own for own in per_seed)]
     return {name: mean_and_std([own[name] for own in per_seed]) for name in names}
+
+
+def of_teacher(
+    run: Run, asked: evaluate.Evaluator, variables: PyTree, splits: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a result says of the teacher.
+
+    Args:
+        run: what was trained.
+        asked: of the teacher.
+        variables: of the frozen teacher; with a leading seed axis, if it trained along.
+        splits: placed, by name.
+
+    Returns:
+        Its accuracy on each split, of one that trained along the mean over the seeds; of a frozen
+        one, a fingerprint, and which file it was converted from.
+    """
+    about: dict[str, Any] = {}
+    for name, split in splits.items():
+        found = asked.metrics(variables, split)["accuracy"]
+        about[f"{name}_accuracy"] = float(np.mean(found.total / found.count))
+    if run.method.role.peer is None:
+        about["fingerprint"] = fingerprints.of(parallel.fetch(variables))
+        about["converted"] = origins.converted(run.config)
+    return about
 
 
 def mean_and_std(values: list[float]) -> dict[str, float | None]:

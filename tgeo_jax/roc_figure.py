@@ -15,7 +15,13 @@ _LINES = {"student": "-", "teacher": "--"}
 
 
 def has_pairs(folder: Workdir) -> bool:
-    """Whether a finished run has verified pairs."""
+    """Whether a finished run has verified pairs.
+
+    Examples:
+        >>> import pathlib
+        >>> has_pairs(Workdir(pathlib.Path("/nowhere")))
+        False
+    """
     return storage.exists(folder.verification)
 
 
@@ -28,6 +34,16 @@ def draw(runs: Mapping[str, Workdir], colours: tuple[str, ...]) -> Figure:
 
     Returns:
         The figure; of several seeds or networks the first is drawn, and the mean area named.
+
+    Examples:
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     run = Workdir(pathlib.Path(folder))
+        ...     same, similarity = np.array([True, True, False]), np.array([[0.9, 0.2, 0.5]])
+        ...     storage.write_arrays(run.verification, {"same": same, "student": similarity})
+        ...     figure = draw({"tgeo": run}, ("black",))
+        >>> figure.axes[0].get_legend().get_texts()[0].get_text()
+        'tgeo, student: area 0.5000'
     """
     figure = Figure(figsize=(7, 3.8))
     axes: Any = figure.subplots()
