@@ -81,7 +81,7 @@ def train(
     *,
     workers: list[dict[str, str]],
     retries: int = 1,
-    tell: Callable[[str], None] = print,
+    tell: Callable[[str], None] | None = None,
 ) -> list[Failure]:
     """Trains all that is not finished, teachers before their students.
 
@@ -90,7 +90,7 @@ def train(
         logs: folder for what the runs print.
         workers: from `devices`; as many runs go on at the same time.
         retries: how often a run that failed is started again.
-        tell: is given a line whenever a run begins or ends.
+        tell: is given a line whenever a run begins or ends; None prints it.
 
     Returns:
         The runs that failed or could not begin.
@@ -98,6 +98,7 @@ def train(
     Raises:
         Interrupted: this process was told to stop; all runs have saved and stopped.
     """
+    tell = tell or _print
     free: queue.SimpleQueue[dict[str, str]] = queue.SimpleQueue()
     for worker in workers:
         free.put(worker)
@@ -139,6 +140,10 @@ def train(
             "Stopped; every run has saved. The same command goes on.", stopping.signal
         )
     return list(failures.values())
+
+
+def _print(line: str) -> None:
+    print(f"{line}\n", end="", flush=True)  # threads would mix a line and its end
 
 
 def _one(
