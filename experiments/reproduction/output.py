@@ -190,7 +190,7 @@ def _against(table: Table, row: str, found: Mapping[str, Found], best: str) -> s
         return NONE
     difference, p = told
     surprise = "" if p != p else " (p < 0.01)" if p < 0.01 else f" (p = {p:.2f})"
-    return f"{100 * difference:+.2f}{surprise}"
+    return f"{round(100 * difference, 2) + 0.0:+.2f}{surprise}"  # no -0.00
 
 
 def _beside(finished: Finished, row: Part, column: Part, notes: Notes) -> list[str]:
