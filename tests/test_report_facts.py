@@ -73,9 +73,11 @@ def test_one_run_has_nothing_to_be_compared_with():
     ]
 
 
-def test_runs_on_other_data_are_not_to_be_compared():
-    results = {name: _result(0.9, dataset={"digest": name}) for name in ("a", "b")}
-    assert "not trained on the same data" in facts.summary(results)[-1]
+def test_runs_on_other_data_are_named():
+    results = {name: _result(*A, dataset={"digest": "1"}) for name in ("a", "b")}
+    assert not any("other data" in told for told in facts.summary(results))
+    results["noisy"] = _result(*C, dataset={"digest": "2"})
+    assert facts.summary(results)[-1] == "Trained on other data than a: noisy."
 
 
 def _ranked_by_loss(loss: float) -> dict:

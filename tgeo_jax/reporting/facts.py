@@ -81,11 +81,11 @@ def against(
     shared = sorted(own.keys() & theirs.keys())
     if not shared:
         return None
-    both = [[values[seed] for seed in shared] for values in (own, theirs)]
-    spread = np.ptp(np.subtract(*both))
-    if len(shared) > 1 and 0 < spread < _ROUNDING:
-        return float(np.mean(np.subtract(*both))), 0.0, len(shared)
-    return *comparison.paired(*both), len(shared)
+    ours, others = ([values[seed] for seed in shared] for values in (own, theirs))
+    apart = np.subtract(ours, others)
+    if len(shared) > 1 and 0 < np.ptp(apart) < _ROUNDING:
+        return float(apart.mean()), 0.0, len(shared)
+    return *comparison.paired(ours, others), len(shared)
 
 
 def summary(results: Results) -> list[str]:
@@ -102,13 +102,17 @@ def summary(results: Results) -> list[str]:
     if others and len(others) > 1:
         last = by.names[-1]
         told.append(f"Last of {len(by.names)}: {last}, {_told(results[last], by)}.")
-    digests = {result.get("dataset", {}).get("digest") for result in results.values()}
-    if len(digests) > 1:
-        told.append("These runs were not trained on the same data: their figures do not compare.")
+    elsewhere = [name for name in others if _digest(results[name]) != _digest(results[first])]
+    if elsewhere:
+        told.append(f"Trained on other data than {first}: {', '.join(elsewhere)}.")
     for name, result in results.items():
         if result.get("stopped_early"):
             told.append(f"{name} stopped early, after {result['epochs']} epochs.")
     return told
+
+
+def _digest(result: Mapping[str, Any]) -> str | None:
+    return result.get("dataset", {}).get("digest")
 
 
 def _next(results: Results, first: str, second: str, by: Ranked) -> str:

@@ -65,8 +65,8 @@ def of_ratio(slug: str, records: Records, arrays: Mapping[str, np.ndarray]) -> I
             f"epochs_{slug}",
             "The ratio over epochs",
             "Of all samples as they were trained on, all seeds together: the darker, the more of "
-            "them have that ratio. Lines: median, and what 5 % and 95 % are below, mean over "
-            "seeds.",
+            "them have that ratio. Lines: the median and the ends of the middle nine tenths, mean "
+            "over seeds.",
             over_epochs(records),
         )
     yield Drawn(
