@@ -67,6 +67,15 @@ def test_a_constant_ratio_has_no_story_to_tell(finished):
     assert len(_svgs(text)) == 1
 
 
+def test_the_figure_that_chose_the_epoch_has_curves_too(finished):
+    records = [{"step": e, "epoch": float(e), "seed": 0, "test/auc": 0.9} for e in (1, 2)]
+    finished_runs.write_records(finished, records)
+    finished.write_result({**finished.result(), "select_by": "auc"})
+    text = report.write({"tgeo": finished}, finished.report).read_text()
+    assert "<h3>Test AUC</h3>" in text
+    assert (finished.report / "figures" / "auc.png").exists()
+
+
 def test_samples_of_older_versions_show_what_they_kept(finished):
     finished_runs.write_samples(finished, old=True)
     text = report.write({"tgeo": finished}, finished.report).read_text()

@@ -45,7 +45,7 @@ def test_the_histogram_asks_each_seeds_own_teacher():
 
 
 def test_accuracy_lines_are_means_over_seeds_in_bands_of_one_deviation(records):
-    axes = figures.curves({"tgeo": records}, "test/accuracy", "test accuracy (%)").axes[0]
+    axes = figures.curves({"tgeo": records}, "test/accuracy", "%", scale=100).axes[0]
     epochs, means = axes.lines[0].get_data()
     np.testing.assert_array_equal(epochs, [1, 2, 3])
     np.testing.assert_allclose(means, [52, 62, 72])

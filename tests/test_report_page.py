@@ -134,6 +134,13 @@ def test_choosing_a_sample_shows_its_triangle(opened):
     assert shown.bounding_box()["height"] > 100
 
 
+def test_a_link_to_a_sample_shows_that_one(opened, address):
+    page = opened()
+    page.goto(f"{address}#{page.locator('.triangle').nth(4).get_attribute('id')}")
+    page.reload()
+    assert "Sample 4," in page.locator(".triangle:visible").inner_text()
+
+
 def test_without_a_script_everything_is_there(opened):
     page = opened(java_script_enabled=False)
     assert page.locator(".triangle").count() == 32

@@ -7,7 +7,7 @@ from typing import Any
 
 from tgeo_jax import comparison, outcome, storage
 from tgeo_jax.reporting import page
-from tgeo_jax.reporting.facts import NONE
+from tgeo_jax.reporting.facts import NONE, also_chosen
 from tgeo_jax.workdir import Workdir
 
 
@@ -27,7 +27,7 @@ def write(runs: Mapping[str, Workdir], directory: storage.Path, title: str = "")
         DataError: a damaged file.
     """
     results = {name: page.finished(folder) for name, folder in runs.items()}
-    chosen = _choosing(results)
+    chosen = also_chosen(results)
     heads = ["run", "seeds", "test accuracy (%), last", "best by validation", *_headings(chosen)]
     rows = [list(_row(name, result, chosen)) for name, result in results.items()]
     table = page.Table([*heads, "seconds"], rows)
@@ -49,7 +49,7 @@ def text_table(results: Mapping[str, dict[str, Any]]) -> str:
         run  seeds  test accuracy, last  best by validation  seconds
         kd       2         90.00 ± 1.00        90.00 ± 1.00        3
     """
-    chosen = _choosing(results)
+    chosen = also_chosen(results)
     accuracies = ("test accuracy, last", "best by validation")
     rows = [_row(name, result, chosen) for name, result in results.items()]
     return _aligned([("run", "seeds", *accuracies, *_headings(chosen), "seconds"), *rows], 1)
@@ -101,12 +101,6 @@ def _aligned(rows: Sequence[Sequence[str]], texts: int) -> str:
         ]
         lines.append("  ".join(cells))
     return "\n".join(lines)
-
-
-def _choosing(results: Mapping[str, dict[str, Any]]) -> list[str]:
-    """The figures besides accuracy that chose epochs."""
-    names = (result.get("select_by", "accuracy") for result in results.values())
-    return [name for name in dict.fromkeys(names) if name != "accuracy"]
 
 
 def _headings(chosen: Sequence[str]) -> list[str]:

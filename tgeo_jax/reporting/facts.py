@@ -33,6 +33,17 @@ class Table(NamedTuple):
     rows: list[list[str]]
 
 
+def also_chosen(results: Results) -> list[str]:
+    """The figures besides accuracy that chose epochs.
+
+    Examples:
+        >>> also_chosen({"kd": {"select_by": "auc"}, "old": {}})
+        ['auc']
+    """
+    names = (result.get("select_by", "accuracy") for result in results.values())
+    return [name for name in dict.fromkeys(names) if name != "accuracy"]
+
+
 def ranked(results: Results) -> Ranked:
     """The runs by test accuracy after the last epoch, or by the figure that chose their epochs.
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from tgeo_jax import metrics, roc_figure, writers
+from tgeo_jax import comparison, metrics, roc_figure, writers
 from tgeo_jax.reporting import style
 from tgeo_jax.workdir import Workdir
 
@@ -32,14 +32,21 @@ class Drawn(NamedTuple):
     figure: Figure
 
 
-def of_all(runs: Mapping[str, Workdir], records: Mapping[str, Records]) -> Iterator[Drawn]:
-    """The figures that show all runs together."""
+def of_all(
+    runs: Mapping[str, Workdir], records: Mapping[str, Records], also: Sequence[str] = ()
+) -> Iterator[Drawn]:
+    """The figures that show all runs together: curves of accuracy and of what else is named."""
+    bands = "Mean over seeds; bands are one standard deviation."
     yield Drawn(
         "accuracy",
         "Test accuracy",
-        "Mean over seeds; bands are one standard deviation.",
-        curves(records, "test/accuracy", "test accuracy (%)"),
+        bands,
+        curves(records, "test/accuracy", "test accuracy (%)", scale=100),
     )
+    for figure in also:
+        label = f"test {comparison.NAMES[figure]}"
+        title = label[0].upper() + label[1:]
+        yield Drawn(figure, title, bands, curves(records, f"test/{figure}", label))
     verified = {name: folder for name, folder in runs.items() if roc_figure.has_pairs(folder)}
     if verified:
         yield Drawn(
@@ -91,13 +98,13 @@ def confusions(slug: str, result: Mapping[str, Any]) -> Iterator[Drawn]:
             )
 
 
-def curves(records: Mapping[str, Records], field: str, label: str) -> Figure:
-    """A share in percent by epoch, of every run."""
+def curves(records: Mapping[str, Records], field: str, label: str, scale: float = 1) -> Figure:
+    """A figure by epoch, of every run."""
     figure = Figure(figsize=style.SIZE)
     axes = figure.subplots()
     for index, (name, own) in enumerate(records.items()):
         colour, line = style.line(index)
-        _band(axes, own, field, name, colour, line, scale=100)
+        _band(axes, own, field, name, colour, line, scale)
     axes.set(xlabel="epoch", ylabel=label)
     if axes.lines:
         style.legend_below(axes)

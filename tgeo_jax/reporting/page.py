@@ -45,7 +45,7 @@ def write(
     records = {name: figures.records_of(folder) for name, folder in runs.items()}
     configs = {name: folder.config() for name, folder in runs.items()}
     with matplotlib.rc_context(style.RC):
-        general = _written(target, figures.of_all(runs, records))
+        general = _written(target, figures.of_all(runs, records, facts.also_chosen(results)))
         sections = [
             _section(target, *each, runs[name], results[name], records[name], configs[name])
             for each, name in zip(_slugs(runs), runs, strict=True)
@@ -133,7 +133,7 @@ def _section(
     if not storage.exists(folder.samples):
         return found
     arrays = storage.read_arrays(folder.samples)
-    if np.ptp(arrays["ratio"]) <= 1e-3:
+    if not np.ptp(arrays["ratio"]) > 1e-3:
         return found  # a constant ratio has no story
     relations, saw = _seen(config)
     return found | {

@@ -67,5 +67,6 @@ for (const section of document.querySelectorAll(".samples")) {
     document.getElementById(select.value).scrollIntoView({ block: "nearest" });
   }));
   section.querySelector(".chooser").hidden = false;
-  choose(drawings[0].id);
+  const linked = drawings.find((drawing) => "#" + drawing.id === location.hash);
+  choose((linked || drawings[0]).id);
 }
