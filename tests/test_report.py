@@ -95,9 +95,11 @@ def test_rows_of_a_table_have_features_and_no_picture(finished):
 def test_runs_of_versions_before_the_histogram_have_the_quantiles(finished):
     before = {name: 0.5 for name in ("train/ratio_q05", "train/ratio_q50", "train/ratio_q95")}
     records = [{"step": e, "epoch": float(e), "seed": 0, **before} for e in (1, 2)]
+    assert "the stronger the shade" in report.write({"tgeo": finished}, finished.report).read_text()
     finished_runs.write_records(finished, records)
-    report.write({"tgeo": finished}, finished.report)
-    assert (finished.report / "figures" / "epochs_tgeo.png").exists()
+    text = report.write({"tgeo": finished}, finished.report).read_text()
+    assert "Lines: the median" in text
+    assert "the stronger the shade" not in text
 
 
 def test_the_page_is_headed_by_its_title_or_its_runs(finished):

@@ -138,4 +138,4 @@ def test_trust_is_the_mean_ratio_of_each_seed_by_whether_its_teacher_is_right():
         "teacher_right": np.array([[True, False, False, True]]),
     }
     # Right: (.8 + .5 + .6 + .7) / 4; wrong: (.2 + .1 + .4 + .3) / 4.
-    assert "0.65 where it is right (50 %), 0.25 where it is wrong (50 %)" in facts.trust(arrays)
+    assert "0.650 where it is right (50 %), 0.250 where it is wrong (50 %)" in facts.trust(arrays)

@@ -208,7 +208,7 @@ def trust(arrays: Mapping[str, np.ndarray]) -> str:
     """How much the ratio trusts the teacher where that is right, and where not."""
     right = np.broadcast_to(arrays["teacher_right"], arrays["ratio"].shape)
     means = [
-        f"{arrays['ratio'][where].mean():.2f} where it is {word} ({100 * where.mean():.0f} %)"
+        f"{arrays['ratio'][where].mean():.3f} where it is {word} ({100 * where.mean():.0f} %)"
         for where, word in ((right, "right"), (~right, "wrong"))
         if where.any()
     ]

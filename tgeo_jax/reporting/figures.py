@@ -68,14 +68,14 @@ def of_ratio(slug: str, records: Records, arrays: Mapping[str, np.ndarray]) -> I
         situations(records),
     )
     if any("train/ratio_q50" in record for record in records):
-        yield Drawn(
-            f"epochs_{slug}",
-            "The ratio over epochs",
-            "Of all samples as they were trained on, all seeds together: the darker, the more of "
-            "them have that ratio. Lines: the median and the ends of the middle nine tenths, mean "
-            "over seeds.",
-            over_epochs(records),
+        shades = (
+            "Of all samples as they were trained on, all seeds together: the stronger the shade, "
+            "the more of them have that ratio. "
         )
+        lines = "Lines: the median and the ends of the middle nine tenths, mean over seeds."
+        has_shades = any("train/ratio_histogram" in record for record in records)
+        caption = shades + lines if has_shades else lines
+        yield Drawn(f"epochs_{slug}", "The ratio over epochs", caption, over_epochs(records))
     yield Drawn(
         f"histogram_{slug}",
         "The ratio of every training sample",

@@ -67,5 +67,6 @@ def svg(figure: Figure, name: str, described: str) -> str:
     text = re.sub(r' id="[a-zA-Z0-9.]+_\d+"', "", text)  # the same in every figure, used by none
     text = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font: \1 system-ui, sans-serif", text)
     text = text.replace("#000000", "currentColor").replace(" xlink:href", " href")
+    text = text.replace(COLOURS[0].lower(), "var(--blue)")  # too dark for a dark page
     text = re.sub(r' (xmlns(:\w+)?|version)="[^"]*"', "", text)
     return text.replace("<svg", f'<svg role="img" aria-label="{escape(described)}"', 1)
