@@ -361,7 +361,12 @@ class _Trainer:
         ratio = samples.ratios_of_samples(
             method, means, state, student_logits, compared, train.labels_B
         )
-        samples.save(self.folder.samples, ratio, said, train, run.dataset.class_names)
+        first = teacher_means if state.teacher is None else state.teacher.class_means_KxK[0]
+        samples.save(
+            self.folder.samples, ratio, said, train, run.dataset.class_names,
+            student_logits_SxNxK=student_logits,
+            class_means=None if np.ndim(first) == 3 else first,  # of several, each its own
+        )  # fmt: skip
 
     def _result(self, taught: dict[str, Any] | None, confusion: Any) -> dict[str, Any]:
         records = read_records(self.folder.metrics)
