@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -33,7 +33,7 @@ from tgeo_jax.errors import ConfigError, nearest
 from tgeo_jax.models.build import MODELS, PRECISIONS, default_options
 
 # Whether a value is right, and what would be: a phrase after "must", or the known names.
-Rule = tuple[Callable[[Any], bool], str | tuple[str, ...]]
+Rule = tuple[Callable[[Any], bool], str | Collection[str]]
 
 
 def default() -> ConfigDict:
@@ -266,9 +266,9 @@ def _optimizer_section(name: str, *, learning_rate: float, weight_decay: float) 
     }
 
 
-def _one_of(names: Iterable[str]) -> Rule:
-    known = tuple(names)
-    return (lambda value: value in known), known
+def _one_of(names: Collection[str]) -> Rule:
+    """Of a table as it is when a value is checked: names may be added from outside."""
+    return (lambda value: value in names), names
 
 
 _POSITIVE_INT = (
@@ -325,7 +325,7 @@ _RULES: dict[str, Rule] = {
     "teacher.which": _one_of(("last", "best")),
     "loss.name": (
         lambda v: all(part in losses.SOFT_LOSSES for part in v.split("+")),
-        tuple(losses.SOFT_LOSSES),
+        losses.SOFT_LOSSES,
     ),
     "loss.weights": (
         lambda v: all(w >= 0 and math.isfinite(w) for w in v),
