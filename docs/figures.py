@@ -108,7 +108,7 @@ def pull() -> plt.Figure:
     arrow(start, to_label, BLUE, r"label alone ($\alpha = 0$)", (5, 2))
     arrow(start, to_teacher, ORANGE, r"teacher alone ($\alpha = 1$)", (4, -12))
     half = 0.5 * (to_label + to_teacher)
-    arrow(start, half, "black", r"$\theta'$ at $\alpha = \frac{1}{2}$", (-58, -42))
+    arrow(start, half, "black", r"$\theta'$ at $\alpha = \frac{1}{2}$", (-46, -50))
     downhill = 0.42 * (optimum - half)
     arrow(half, downhill, GREEN, r"$-\nabla L_{out}(\theta')$", (5, -3))
     axis.plot(*np.array([to_label, to_teacher]).T, ":", color="black", linewidth=1)

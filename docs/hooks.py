@@ -90,10 +90,11 @@ def on_page_content(text: str, page: Page, config: MkDocsConfig, files: Files) -
     def turned(found: re.Match) -> str:
         display = "block" if found[1] == "div" else "inline"
         try:
-            return converter.convert(html.unescape(found[2]), display=display)
+            made = converter.convert(html.unescape(found[2]), display=display)
         except Exception as error:  # whatever the converter trips over is ours to mend
             log.warning(f"{page.file.src_uri}: formula {found[2]!r}: {error!r}")
             return found[0]
+        return f'<div class="formula">{made}</div>' if found[1] == "div" else made
 
     return _MATHS.sub(turned, text)
 

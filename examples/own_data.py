@@ -1,6 +1,6 @@
 """A dataset of one's own: drawn bars and crosses, as a TFDS builder that needs no TensorFlow.
 
-    python examples/own_data.py --workdir=runs/own_data --data_dir=runs/own_data/tfds
+python examples/own_data.py --workdir=runs/own_data --data_dir=runs/own_data/tfds
 """
 
 import argparse
