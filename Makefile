@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 
-.PHONY: demo test lint audit install
+.PHONY: demo test lint docs wheel audit install
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python -m experiments.demo --workdir=runs/demo
@@ -15,6 +15,14 @@ lint: install
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+
+# Strictly: a broken link, anchor or docstring ends it. Open site/index.html.
+docs: install
+	$(VENV)/bin/python -m mkdocs build --strict --quiet
+
+# What a user would install, tested in an environment that holds nothing else.
+wheel: install
+	.ci/wheel $(VENV)/bin/python
 
 # An environment of its own: what audits is not what is audited.
 audit:
@@ -31,5 +39,5 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 
 # The tests compare with PyTorch, which the package itself does not need.
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from tgeo_jax import bilevel, distill, losses, margins, optimizers, ratios, roles, selection
@@ -11,12 +11,12 @@ from tgeo_jax.data import options
 from tgeo_jax.models.build import MODELS, PRECISIONS
 
 # Whether a value is right, and what would be: a phrase after "must", or the known names.
-Rule = tuple[Callable[[Any], bool], str | tuple[str, ...]]
+Rule = tuple[Callable[[Any], bool], str | Collection[str]]
 
 
-def _one_of(names: Iterable[str]) -> Rule:
-    known = tuple(names)
-    return (lambda value: value in known), known
+def _one_of(names: Collection[str]) -> Rule:
+    """Of a table as it is when a value is checked: names may be added from outside."""
+    return (lambda value: value in names), names
 
 
 _POSITIVE_INT = (
@@ -74,7 +74,7 @@ RULES: dict[str, Rule] = {
     "teacher.which": _one_of(("last", "best")),
     "loss.name": (
         lambda v: all(part in losses.SOFT_LOSSES for part in v.split("+")),
-        tuple(losses.SOFT_LOSSES),
+        losses.SOFT_LOSSES,
     ),
     "loss.weights": (
         lambda v: all(w >= 0 and math.isfinite(w) for w in v),
