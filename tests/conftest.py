@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import tempfile
 
 # Tests compile many small programs once: what LLVM would gain is not worth its time.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
@@ -18,7 +20,21 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# Tests compile the same programs again and again: what one of them has compiled the others load,
+# also those of the other workers, which inherit the variable.
+_IS_FIRST = "TGEO_JAX_TESTS_COMPILED" not in os.environ
+if _IS_FIRST:
+    os.environ["TGEO_JAX_TESTS_COMPILED"] = tempfile.mkdtemp()
+_COMPILED = os.environ["TGEO_JAX_TESTS_COMPILED"]
+jax.config.update("jax_compilation_cache_dir", _COMPILED)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def pytest_sessionfinish():
+    if _IS_FIRST:
+        shutil.rmtree(_COMPILED, ignore_errors=True)
 
 
 @pytest.fixture
