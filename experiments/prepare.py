@@ -63,6 +63,16 @@ def told_of_table(dataset: tfds.core.DatasetBuilder) -> str:
 
     Args:
         dataset: prepared, one of `tables.LAYOUTS`.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> features = {"label": SimpleNamespace(names=["rest", "click"])}
+        >>> info = SimpleNamespace(metadata={"malformed": 2}, splits=["test"], features=features)
+        >>> empty = SimpleNamespace(name="frappe", info=info, as_data_source=lambda **options: [])
+        >>> print(told_of_table(empty))  # doctest: +ELLIPSIS
+        test: 0 rows (rest 0, click 0)
+        test: SHA-256 of rows and labels e3b0c44298fc1c14...
+        malformed rows skipped: 2
     """
     about = dict(dataset.info.metadata or {})
     names = dataset.info.features["label"].names

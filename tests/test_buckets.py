@@ -92,6 +92,9 @@ def test_a_run_in_a_bucket_over_a_shaky_network_is_that_of_a_folder(
 
     renamed = [name.replace("shaky", "run") for name in names(found, "report/**/*")]
     assert renamed == names(undisturbed, "report/**/*")
+    asked = ("-m", "experiments.report", f"{scheme}://{BUCKET}", f"--output={tmp_path / 'page'}")
+    assert "index.html" in command(*asked, **bucket[2]).stdout
+    assert "<td>shaky</td>" in (tmp_path / "page" / "index.html").read_text()
     assert names(found, "checkpoints/*") == names(undisturbed, "checkpoints/*")
     assert len(list(found.glob("tensorboard/seed_*/events.*"))) == 3
     assert "shaky is finished; nothing to do." in run("shaky", *_SAVES).stdout

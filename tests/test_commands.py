@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pathlib
 import pkgutil
 import re
@@ -170,6 +171,25 @@ def test_readmes_commands_run_in_their_order(command, tmp_path):
             arguments += [*SHORT, f"--config.teacher.workdir={tmp_path / 'teacher'}"]
         command(*arguments)
     assert (tmp_path / "tgeo" / "report" / "index.html").exists()
+    together = _commands((ROOT / "docs" / "report.md").read_text())[0]
+    done = command(*(a.replace("runs/digits", str(tmp_path)) for a in together))
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "<h1>tgeo · teacher</h1>" in page
+    assert f"Report: {tmp_path / 'report' / 'index.html'}\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "error: no WORKDIR: name the folder of one or more finished runs"),
+        (["runs/nowhere"], "error: WORKDIR=runs/nowhere: no run there, nor below"),
+    ],
+)
+def test_a_report_of_nothing_is_one_message_without_a_traceback(command, arguments, message):
+    done = command("-m", "experiments.report", *arguments, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.xdist_group("demo")
@@ -273,7 +293,16 @@ def test_demo_prints_the_table_writes_the_report_and_knows_when_it_is_done(comma
         assert re.search(rf"^{name} +3 +\d+\.\d\d ± \d+\.\d\d ", first.stdout, re.MULTILINE)
         assert name.replace(" ", "_") + ":" in first.stderr  # its progress bar
     page = (tmp_path / "report" / "index.html").read_text()
-    assert page.count("<figure") == 7  # one of them the confusion of each run
+    assert page.count('<figure class="chart') == 7  # three of them the confusions of each run
+    assert page.count('<figure class="triangle"') == 32
+    # The documented page of the runs in a folder: the same ones and their teacher.
+    of_folder = _commands((ROOT / "docs" / "report.md").read_text())[1]
+    done = command(*(a.replace("runs/comparison/noisy", str(tmp_path)) for a in of_folder))
+    assert f"Report: {tmp_path / 'report' / 'index.html'}\n" in done.stdout
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "<h1>Methods on digits, noisy teacher</h1>" in page
+    for name in ("TGeo-KD", "constant_ratio", "plain_student", "teacher"):
+        assert f"<td>{name}</td>" in page
     again = command(*arguments)
     assert "is finished; nothing to train" in again.stdout
     assert (
@@ -366,6 +395,24 @@ def test_the_documented_commands_on_tables_run_in_their_order(command, tiny_sets
         if arguments[2].endswith("tgeo"):
             arguments.append(f"--config.teacher.workdir={tmp_path / 'teacher'}")
         assert "Report: " in command(*arguments, *SHORT_FOR["nsl_kdd"]).stdout
+
+
+def test_the_documented_commands_of_encoders_run_in_their_order(command, tiny_sets, tmp_path):
+    commands = _commands((ROOT / "docs" / "tables.md").read_text())
+    of_encoders = "--config=configs/attack/nsl_kdd.py:row_encoder,"
+    assert [c[2] for c in commands] == [of_encoders + method for method in ("teacher", "tgeo")]
+    smaller = {"layers": 2, "width": 4, "heads": 1}
+    options = [f"--config.teacher.row_encoder.{field}={value}" for field, value in smaller.items()]
+    for arguments, layers in zip(commands, (2, 1), strict=True):
+        arguments = [a.replace("runs/nsl_kdd", str(tmp_path)) for a in arguments]
+        own = {**smaller, "layers": layers}
+        options += [f"--config.student.row_encoder.{field}={value}" for field, value in own.items()]
+        if layers == 1:
+            options.append(f"--config.teacher.workdir={tmp_path / 'row_encoder' / 'teacher'}")
+        assert "Report: " in command(*arguments, *SHORT_FOR["nsl_kdd"], *options).stdout
+    result = json.loads((tmp_path / "row_encoder" / "tgeo" / "result.json").read_text())
+    assert result["steps"] == 3
+    assert result["teacher"]["test_accuracy"] >= 0
 
 
 @pytest.mark.parametrize(

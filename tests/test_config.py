@@ -6,7 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from tgeo_jax import config as configs
-from tgeo_jax import errors
+from tgeo_jax import errors, rules
 from tgeo_jax.errors import ConfigError
 
 # One value for every rule, of the right type, that breaks this rule and no earlier one.
@@ -27,6 +27,7 @@ BAD = {
     "data.validation_fraction": 1.0,
     "data.split_seed": -1,
     "data.label_noise": 1.0,
+    "data.outliers": 1.0,
     "data.fraction": 0.0,
     "data.imbalance": 0.5,
     "data.part": "zzz",
@@ -111,7 +112,7 @@ def changed(changes):
 
 
 def test_every_rule_has_its_row_in_the_table():
-    assert set(BAD) == set(configs._RULES)
+    assert set(BAD) == set(rules.RULES)
 
 
 def test_the_configuration_that_the_table_changes_is_valid():
@@ -397,6 +398,7 @@ def test_a_configuration_error_is_a_value_error():
         ("seeds", 2, "seeds=2: must be 1 with data.pipeline='stream'; start one run"),
         ("data.imbalance", 10.0, "data.imbalance=10.0: must be 1.0 with data.pipeline='stream'"),
         ("data.label_noise", 0.1, "data.label_noise=0.1: must be 0.0 with data.pipeline='stream'"),
+        ("data.outliers", 0.1, "data.outliers=0.1: must be 0.0 with data.pipeline='stream'"),
         ("role.name", "cached", "role.name='cached': stored logits need data.pipeline='resident'"),
     ],
 )

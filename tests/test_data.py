@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow_datasets as tfds
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -326,6 +327,29 @@ def test_label_noise_touches_training_labels_only(digits_dir):
     np.testing.assert_array_equal(noisy.train.images, clean.train.images)
     np.testing.assert_array_equal(noisy.validation.labels, clean.validation.labels)
     np.testing.assert_array_equal(noisy.test.labels, clean.test.labels)
+
+
+def test_outliers_are_noise_among_training_images_only(digits_dir):
+    clean = sources.load("digits", digits_dir)
+    noisy = sources.load("digits", digits_dir, outliers=0.1)
+    chosen = splits.outliers(len(clean.train), 0.1, 0)
+    assert len(chosen) == 129  # .1 * 1293 = 129.3
+    others = np.setdiff1d(np.arange(len(clean.train)), chosen)
+    np.testing.assert_array_equal(noisy.train.images[others], clean.train.images[others])
+    np.testing.assert_array_equal(noisy.train.labels, clean.train.labels)
+    for name in ("validation", "test"):
+        np.testing.assert_array_equal(getattr(noisy, name).images, getattr(clean, name).images)
+    noise, pixels = noisy.train.images[chosen].astype(float), clean.train.images
+    assert not (noisy.train.images[chosen] == pixels[chosen]).all((1, 2, 3)).any()
+    # The mean of a Gaussian with the pixels' mean and deviation, clipped to their range.
+    mean, std = pixels.mean(), pixels.std()
+    low, high = ((edge - mean) / std for edge in (0, pixels.max()))
+    normal = scipy.stats.norm
+    expected = mean * (normal.cdf(high) - normal.cdf(low))
+    expected += std * (normal.pdf(low) - normal.pdf(high)) + pixels.max() * normal.sf(high)
+    assert noise.mean() == pytest.approx(expected, rel=0.03)
+    again = sources.load("digits", digits_dir, outliers=0.1)
+    np.testing.assert_array_equal(again.train.images, noisy.train.images)
 
 
 def test_split_seed_chooses_which_examples_are_held_out(digits_dir):

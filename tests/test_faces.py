@@ -203,6 +203,11 @@ def test_numbered_folders_are_looked_up_in_a_list_of_names(folder):
     refused(folder, r"1 people are in train and in pairs\.txt: 0000002; remove")
     (folder / "names.txt").write_text("0000002\n")
     refused(folder, r"names\.txt, line 1: must be `FOLDER NAME`; found '0000002'")
+    (folder / "names.txt").write_bytes("0000002 Zoë".encode("latin-1"))
+    refused(folder, r"names\.txt: byte 10 \(0xeb\) is not UTF-8; save the file as UTF-8")
+    (folder / "names.txt").unlink()
+    (folder / "names.txt").mkdir()
+    refused(folder, r"names\.txt: cannot be read \(.*directory.*\); must be lines `FOLDER NAME`")
 
 
 def test_a_person_needs_three_images(folder):

@@ -107,3 +107,10 @@ def test_each_of_several_teachers_has_a_ratio_of_its_own(ratio):
     assert jax.tree.map(lambda leaf: (2, *leaf.shape), one) == jax.tree.map(jnp.shape, both)
     assert (method.fusion_ratio.per_batch is None) == (ratio != "rw")
     assert method.fusion_ratio is method.fusion_ratio  # made once: it is compared by identity
+
+
+def test_the_pure_step_loads_no_network(command):
+    said = "import sys, tgeo_jax.distill, tgeo_jax.parallel; print(*sys.modules)"
+    loaded = command("-c", said).stdout.split()
+    assert {"tgeo_jax.bilevel", "tgeo_jax.method", "tgeo_jax.state"} <= set(loaded)
+    assert not [name for name in loaded if name.startswith("tgeo_jax.models")]

@@ -138,6 +138,7 @@ def test_summarise_reports_the_quantiles_of_the_histogram():
     found = metrics.summarise({"ratio_histogram": metrics.Mean(counts, np.float32(20))})
     # A twentieth of all is a tenth of the first bin: .1 * .02; likewise from above.
     assert found == {
+        "ratio_histogram": [10, *[0] * 48, 10],
         "ratio_q05": pytest.approx(0.002),
         "ratio_q50": pytest.approx(0.02),
         "ratio_q95": pytest.approx(0.998),

@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from configs import methods, recipes
+from configs.attack import nsl_kdd, power_attack
 from configs.cifar100 import longtail, pair
 from configs.imagenet import pair as imagenet_pair
 from configs.teachers import cifar10 as cifar10_teacher
@@ -14,7 +15,7 @@ from configs.teachers import cifar100 as teacher
 from configs.teachers import imagenet2012 as imagenet_teacher
 from experiments import compare
 from tgeo_jax import config as configs
-from tgeo_jax import models, optimizers
+from tgeo_jax import models, optimizers, origins
 from tgeo_jax.errors import ConfigError
 
 PUBLISHED_PAIRS = [
@@ -165,9 +166,33 @@ def test_every_large_network_can_be_a_teacher(name):
     configs.check(imagenet_teacher.get_config(name))
 
 
+ENCODERS = [(nsl_kdd.get_config, ""), (power_attack.get_config, "37class,")]
+
+
+@pytest.mark.parametrize("method", [*compare.OF_TABLES, "teacher"])
+@pytest.mark.parametrize(("get_config", "variant"), ENCODERS, ids=["nsl_kdd", "power_attack"])
+def test_attacks_can_be_told_by_berts_encoders_of_the_papers_depths(get_config, variant, method):
+    found = get_config(f"{variant}row_encoder,{method}")
+    configs.check(found)
+    layers = 12 if method == "teacher" else 4
+    assert (found.student.name, found.student.row_encoder.layers) == ("row_encoder", layers)
+    folder = f"runs/{found.data.name}/row_encoder/teacher"
+    if found.role.name == "frozen":
+        assert (found.teacher.name, found.teacher.row_encoder.layers) == ("row_encoder", 12)
+        assert (found.teacher.workdir, found.loss.kl.temperature) == (folder, 1.5)
+        said = origins.how_to_get(found, "teacher.workdir", folder)
+        assert f"{variant}row_encoder,teacher --workdir={folder}" in said
+    perceptrons = get_config(f"{variant}{method}")
+    assert get_config(f"{variant}mlp,{method}").to_dict() == perceptrons.to_dict()
+    assert perceptrons.student.mlp.hidden[0] == (512 if method == "teacher" else 64)
+
+
 @pytest.mark.parametrize(
     ("get_config", "argument", "said"),
     [
+        (nsl_kdd.get_config, "row_encode,kd", r"network 'row_encode': unknown network; did you"),
+        (nsl_kdd.get_config, "row_encoder", r"method 'row_encoder': unknown"),
+        (nsl_kdd.get_config, ",kd", r"network '': unknown network"),
         (pair.get_config, "resnet56-resnet20", r"must end in teacher-student,method"),
         (pair.get_config, "resnet56,kd", r"pair 'resnet56': must be teacher-student"),
         (pair.get_config, "resnet56-resnet2,kd", r"student 'resnet2': unknown network; did you"),

@@ -14,7 +14,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from tensorflow_datasets.proto import tf_example_pb2
 
 from tests import tiny_tables
-from tgeo_jax import checkpoint, feeds, origins, train
+from tgeo_jax import checkpoint, feeds, origins, placement, rows, teachers, train
 from tgeo_jax import config as configs
 from tgeo_jax.assemble import assemble
 from tgeo_jax.data import (
@@ -27,6 +27,7 @@ from tgeo_jax.data import (
     tables,
 )
 from tgeo_jax.data.layouts import MISSING
+from tgeo_jax.dispatch import Dispatcher
 from tgeo_jax.errors import CheckpointError, ConfigError, DataError
 from tgeo_jax.writers import read_records
 
@@ -405,6 +406,37 @@ def _timeless(workdir):
         {name: value for name, value in record.items() if not name.startswith("time/")}
         for record in read_records(workdir / "metrics.jsonl")
     ]
+
+
+def test_lazy_rows_of_a_stream_are_those_of_single_steps_in_memory(folder, teacher):
+    own = student(folder, teacher)
+    own.optimizer.lazy_rows, own.meta.every = True, 2
+    run = assemble(own)
+    placed, state = placement.data(run, 0), placement.first_state(run, (0,))[0]
+    asked = placement.teacher(run)
+    context = teachers.context(run.method, asked, placed.train, 2, 100)
+    alone = jax.tree.map(lambda leaf: jnp.array(leaf[0]), state.replace(step=state.step[None]))
+    before, chunk = alone, placed.feed.chunk(0, 5)
+    placed.feed.close()
+    dispatcher = Dispatcher(run.method, run.mesh, 32, 20, streamed=True)
+    state, _ = dispatcher.run(state, context, chunk, 5)
+    step = jax.jit(rows.train_step(run.method, context))
+    for number in range(5):
+        # Between hypergradients the stream has no outer batch, and memory any: here the last one.
+        places = number, number - number % 2
+        batches = (
+            jax.tree.map(lambda leaf, place=place: leaf[place], split)
+            for split, place in zip(chunk, places, strict=True)
+        )
+        alone, _ = step(alone, *batches)
+    for found, expected in zip(
+        jax.tree.leaves((state.student, state.fusion)),
+        jax.tree.leaves((alone.student, alone.fusion)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(found[0], expected, rtol=1e-5, atol=1e-6)
+    moved = (before.student.params["table"]["rows"] != alone.student.params["table"]["rows"]).any(1)
+    assert 50 <= moved.sum() <= 70  # of the 500 rows those of seven values of ten fields
 
 
 def test_a_held_out_split_of_one_class_cannot_be_ranked(folder, tmp_path):

@@ -164,6 +164,30 @@ def test_adam_and_weight_decay_are_lazy(x64):
     assert np.abs(dense["table"]["rows"] - theta["table"]["rows"]).max() > 1e-3
 
 
+@pytest.mark.parametrize("known", [None, False], ids=["a branch", "known beforehand"])
+def test_between_hypergradients_the_rows_of_the_outer_batch_rest(known, x64):
+    """Adam would move them by the moments that they have."""
+    chosen = method(optimizer=optax.adam(0.1, eps_root=1e-16), meta_every=2)
+    moments = jax.tree.map(jnp.ones_like, start(chosen).student.opt_state)
+    state = start(chosen)
+    state = state.replace(student=state.student.replace(opt_state=moments))
+    step = methods.quick_jit(rows.train_step(chosen, teacher_of(chosen), known))
+    batch, outer = clicks(BATCH, 0), clicks(META_BATCH, 91)
+    offsets = np.array([0, VOCABULARY[0]])
+    own, others = (np.unique(np.asarray(one.images_BxHxWxC) + offsets) for one in (batch, outer))
+    assert set(others) - set(own)
+    for number, expected in ((1, own), (2, np.union1d(own, others))):
+        if known is False and number == 2:
+            continue
+        before = state.replace(step=jnp.int32(number))
+        after, _ = step(before, batch, outer)
+        pairs = zip(*(jax.tree.leaves(s.student) for s in (before, after)), strict=True)
+        tables = [pair for pair in pairs if pair[0].shape[:1] == (sum(VOCABULARY),)]
+        assert len(tables) == 6  # of the deep and the wide part: values and Adam's moments
+        for a, b in tables:
+            np.testing.assert_array_equal(np.flatnonzero((a != b).any(axis=1)), expected)
+
+
 def of_seeds(states):
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     return stacked.replace(step=states[0].step)
@@ -202,7 +226,7 @@ def test_unused_places_change_nothing():
     last = np.array([[0, VOCABULARY[1] - 1]] * BATCH, np.int32)
     for ids in (last, 0 * last):
         batch = Batch(jnp.asarray(ids), jnp.arange(BATCH) % 2)
-        held = rows.used(chosen, batch, batch)
+        held = rows.used(chosen, batch, batch, False)
         assert list(held) == [*(ids[0] + [0, VOCABULARY[0]]), *[sum(VOCABULARY)] * 6]
         state = start(chosen)
         stepped, _ = jax.jit(rows.train_step(chosen, Teacher(None, None)))(state, batch, batch)

@@ -19,7 +19,7 @@ from tensorboardX.proto import event_pb2
 from configs.digits import teacher as teacher_config
 from configs.digits import tgeo as tgeo_config
 from tests.conftest import ROOT, command_environment
-from tgeo_jax import checkpoint, train, writers
+from tgeo_jax import checkpoint, metrics, train, writers
 from tgeo_jax import config as configs
 from tgeo_jax import workdir as workdirs
 from tgeo_jax.errors import CheckpointError, ConfigError, DataError, TrainingError
@@ -97,6 +97,9 @@ def test_everything_promised_is_logged(tgeo_dir):
         "train/ratio_wrong_large_edge", "validation/accuracy", "test/accuracy",
         "time/samples_per_second",
     } <= set(record)  # fmt: skip
+    assert len(record["train/ratio_histogram"]) == metrics.RATIO_BINS
+    batch = json.loads((tgeo_dir / "config.json").read_text())["data"]["batch_size"]
+    assert sum(record["train/ratio_histogram"]) == record["step"] * batch
     events = list((tgeo_dir / "tensorboard").glob("seed_*/events*"))
     assert len(events) == 3
     assert all(event.stat().st_size > 1000 for event in events)

@@ -141,7 +141,7 @@ def _dataset(config: ConfigDict) -> Dataset:
     own = {
         name: data[name]
         for name in (
-            *("label_noise", "imbalance"),
+            *("label_noise", "imbalance", "outliers"),
             *("part", "teacher_fraction", "oversample", "min_count"),
         )
     }

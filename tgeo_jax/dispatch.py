@@ -323,6 +323,21 @@ def chunks(steps: int, largest: int) -> list[int]:
     return [size + 1] * longer + [size] * (count - longer)
 
 
+def chunks_left(first: int, step: int, last: int, largest: int) -> list[int]:
+    """Those of an interval that are left from some step on; after an interruption the same ones.
+
+    Where the step is between two of them, the rest is cut anew.
+
+    Examples:
+        >>> chunks_left(0, 0, 703, 300), chunks_left(0, 235, 703, 300), chunks_left(0, 9, 703, 300)
+        ([235, 234, 234], [234, 234], [232, 231, 231])
+    """
+    left = chunks(last - first, largest)
+    while left and first < step:
+        first += left.pop(0)
+    return left if first == step else chunks(last - step, largest)
+
+
 def most_in_flight(mesh: Mesh) -> int:
     """How many dispatches may be queued behind the one that runs.
 

@@ -189,7 +189,7 @@ def prequential_step(
         targets, labels_B = next_view.teacher_logits, next_view.labels_B
         return objective.outer_value(method, logits_BxK, targets, labels_B), None
 
-    when = _when(method, state, updates_fusion)
+    when = takes_hypergradient(method, state, updates_fusion)
     result, following = bilevel.prequential(
         lambda logits, meta: objective.fused_loss(method, teacher, state, view, logits, meta),
         outer_loss,
@@ -209,8 +209,24 @@ def prequential_step(
     return _advance(state, student, fusion), following, metrics.of_step(result.inner_aux, outer)
 
 
-def _when(method: Distillation, state: TrainState, updates_fusion: bool | None) -> bool | Array:
-    """Whether this step takes the hypergradient, as a constant where that is known."""
+def takes_hypergradient(
+    method: Distillation, state: TrainState, updates_fusion: bool | None = None
+) -> bool | Array:
+    """Whether this step takes the hypergradient, as a constant where that is known.
+
+    Args:
+        method: what is trained.
+        state: before the step.
+        updates_fusion: as in `train_step`.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> method = SimpleNamespace(meta_learned=True, meta_every=2)
+        >>> [bool(takes_hypergradient(method, SimpleNamespace(step=step))) for step in range(3)]
+        [True, False, True]
+    """
+    if not method.meta_learned:
+        return False
     if updates_fusion is not None or method.meta_every == 1:
         return updates_fusion is not False
     return state.step % method.meta_every == 0
@@ -224,7 +240,7 @@ def _student_step(
     val_batch: Batch,
     updates_fusion: bool | None,
 ) -> tuple[Learner, Fusion, Seen, metrics.Mean]:
-    when = method.meta_learned and _when(method, state, updates_fusion)
+    when = takes_hypergradient(method, state, updates_fusion)
     if when is False:
         return _plain_step(method, teacher, state, view)
     if when is True:

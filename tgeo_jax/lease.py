@@ -41,6 +41,16 @@ def held(where: storage.Path, period: float = _PERIOD) -> Iterator[None]:
     Raises:
         ConfigError: another process trains there.
         CheckpointError: the bucket cannot be read or written.
+
+    Examples:
+        >>> import pathlib, tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     lease = pathlib.Path(folder) / "lease.json"
+        ...     with held(lease, period=0.01):
+        ...         lease.exists()
+        ...     lease.exists()
+        True
+        False
     """
     owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(8)}"
     before = _found(where)

@@ -11,7 +11,6 @@ import jax
 import optax
 
 from tgeo_jax import fusion, losses, margins, roles
-from tgeo_jax.models import tables
 
 Array = jax.Array
 ORDERS = ("student_first", "fusion_first", "prequential")
@@ -78,7 +77,7 @@ class Distillation:
                 f"meta.estimator={self.estimator!r}: meta.order='prequential' reuses the forward "
                 "pass and is only available with meta.estimator='mixed'"
             )
-        if self.lazy_rows and not tables.has_tables(self.student):
+        if self.lazy_rows and not getattr(self.student, "vocabulary", ()):
             raise ValueError(
                 "optimizer.lazy_rows=True: the student has no embedding tables; use False, or one "
                 "of the networks for tables of categories"

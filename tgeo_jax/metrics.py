@@ -250,25 +250,26 @@ def add_up(batches: Sequence[Metrics]) -> Metrics:
     return {name: of_all(*(batch[name] for batch in batches)) for name in batches[0]}
 
 
-def summarise(sums: Metrics) -> dict[str, float]:
+def summarise(sums: Metrics) -> dict[str, Any]:
     """Numbers to log from summed metrics; what was never measured is left out.
 
-    `ratio_variance` becomes `ratio_std`, `ratio_histogram` the quantiles `ratio_q05`, `ratio_q50`
-    and `ratio_q95` (interpolated within a bin), `calibration` the expected calibration error `ece`,
-    `confusion` becomes `macro_f1` and with K <= `MOST_RECALLS` `recall_0`, `recall_1`, ..., and the
-    scores in `auc` the area under the ROC curve, unless one of the two classes is missing.
+    `ratio_variance` becomes `ratio_std`; `ratio_histogram` a list of its counts, with the quantiles
+    `ratio_q05`, `ratio_q50` and `ratio_q95` (interpolated within a bin); `calibration` the expected
+    calibration error `ece`; `confusion` becomes `macro_f1` and with K <= `MOST_RECALLS` `recall_0`,
+    `recall_1`, ...; and the scores in `auc` the area under the ROC curve, unless one of the two
+    classes is missing.
 
     Args:
         sums: named metrics of one seed, in NumPy.
 
     Returns:
-        Plain floats by name.
+        Plain floats by name, of the histogram a list of whole numbers.
 
     Examples:
         >>> summarise({"loss": Mean(np.float32(3), np.float32(2)), "x": Mean(0., 0.)})
         {'loss': 1.5}
     """
-    found: dict[str, float] = {}
+    found: dict[str, Any] = {}
     for name, summed in sums.items():
         if isinstance(summed, Scores):
             area = _area(summed)
@@ -278,6 +279,7 @@ def summarise(sums: Metrics) -> dict[str, float]:
         if not count > 0:
             continue
         if name == "ratio_histogram":
+            found[name] = [round(float(samples)) for samples in total]
             for percent in (5, 50, 95):
                 found[f"ratio_q{percent:02d}"] = histogram_quantile(
                     np.asarray(total), percent / 100

@@ -21,7 +21,13 @@ _PREFIXES = ("gs://", "s3://")
 
 @functools.cache
 def enable() -> None:
-    """Makes it so for this process; may be called again."""
+    """Makes it so for this process; may be called again.
+
+    Examples:
+        >>> enable()
+        >>> gcs_utils.get_kvstore_for_gcs("s3://bucket/run/params")["path"]
+        'run/params'
+    """
     of_gcs = gcs_utils.get_kvstore_for_gcs
 
     def is_bucket(path: pathlib.PurePosixPath) -> bool:

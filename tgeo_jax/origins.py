@@ -96,7 +96,7 @@ def _training(config: ConfigDict, name: str) -> str:
     if data in _CONFIGS:
         file = _CONFIGS[data].format(name)
     elif data in tables.LAYOUTS:
-        file = _config_of_table(data)
+        file = _config_of_table(data, name)
     elif name not in (*models.SMALL, *models.LARGE, "NAME"):
         file = file.partition(":")[0]
         changes["student.name"] = name
@@ -113,13 +113,14 @@ def _training(config: ConfigDict, name: str) -> str:
     return f"python -m experiments.main --config={file}{told}"
 
 
-def _config_of_table(data: str) -> str:
+def _config_of_table(data: str, name: str) -> str:
     if tables.LAYOUTS[data].kind == "categorical":
         return f"configs/ctr/clicks.py:{data},teacher"
+    which = "row_encoder,teacher" if name == "row_encoder" else "teacher"
     family, _, variant = data.partition("attack_")
     if variant:
-        return f"configs/attack/{family}attack.py:{variant},teacher"
-    return f"configs/attack/{data}.py:teacher"
+        return f"configs/attack/{family}attack.py:{variant},{which}"
+    return f"configs/attack/{data}.py:{which}"
 
 
 def _download(config: ConfigDict, name: str) -> str:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import os
 import pathlib
 import platform
 import subprocess
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from tgeo_jax import __version__, selection
+from tgeo_jax import __version__, evaluate, origins, parallel, selection
 from tgeo_jax.assemble import Run
+from tgeo_jax.data import fingerprints
+
+PyTree = Any
 
 _FIGURES = (  # of each test split, where they are measured
     "accuracy",
@@ -128,6 +133,31 @@ def _figures(per_seed: list[dict[str, Any]]) -> dict[str, dict[str, float | None
     return {name: mean_and_std([own[name] for own in per_seed]) for name in names}
 
 
+def of_teacher(
+    run: Run, asked: evaluate.Evaluator, variables: PyTree, splits: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What a result says of the teacher.
+
+    Args:
+        run: what was trained.
+        asked: of the teacher.
+        variables: of the frozen teacher; with a leading seed axis, if it trained along.
+        splits: placed, by name.
+
+    Returns:
+        Its accuracy on each split, of one that trained along the mean over the seeds; of a frozen
+        one, a fingerprint, and which file it was converted from.
+    """
+    about: dict[str, Any] = {}
+    for name, split in splits.items():
+        found = asked.metrics(variables, split)["accuracy"]
+        about[f"{name}_accuracy"] = float(np.mean(found.total / found.count))
+    if run.method.role.peer is None:
+        about["fingerprint"] = fingerprints.of(parallel.fetch(variables))
+        about["converted"] = origins.converted(run.config)
+    return about
+
+
 def mean_and_std(values: list[float]) -> dict[str, float | None]:
     """Mean and sample standard deviation over seeds; no deviation of a single one.
 
@@ -146,7 +176,7 @@ def commit(folder: pathlib.Path = pathlib.Path(__file__).parent) -> str:
         folder: in a checkout, or not; this package by default.
 
     Returns:
-        The hash, or "unknown" outside of a checkout.
+        The hash; outside of a checkout what TGEO_JAX_COMMIT says, as in a container, or "unknown".
 
     Examples:
         >>> commit(pathlib.Path("/"))
@@ -164,7 +194,7 @@ def commit(folder: pathlib.Path = pathlib.Path(__file__).parent) -> str:
     found = git("rev-parse", "HEAD")
     # A folder installed inside somebody's repository is not that repository's code.
     if found is None or not git("ls-files", "--", "."):
-        return "unknown"
+        return os.environ.get("TGEO_JAX_COMMIT", "") or "unknown"
     # Of the code alone: notes and results beside it change no number.
     changed = git("status", "--porcelain", "--", ".")
     return found if changed == "" else f"{found}-dirty"

@@ -21,8 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tgeo_jax.errors import ConfigError
-from tgeo_jax.models import tables
-from tgeo_jax.state import TrainState
+from tgeo_jax.state import TrainState, is_table
 
 PyTree = Any
 BATCH = ("data", "model")  # the axes that share a batch
@@ -42,7 +41,8 @@ def make_mesh(
     Args:
         seed_devices: size of the seed axis.
         devices: all of JAX's by default.
-        model_devices: size of the model axis, over which large frozen teachers are cut.
+        model_devices: size of the model axis, over which a frozen teacher's parameters and a
+            student's embedding tables are cut; its devices share the batch too.
 
     Returns:
         A mesh with axes (seed, data, model). They are of type Auto: distillation losses gather and
@@ -242,7 +242,7 @@ def table_shardings(mesh: Mesh, tree: PyTree) -> PyTree:
         return seeds
 
     def of_leaf(path: tuple, leaf: Any) -> NamedSharding:
-        if not tables.is_table(path):
+        if not is_table(path):
             return seeds
         axis = next((axis for axis in (1, 2) if leaf.shape[axis] % parts == 0), None)
         spec = () if axis is None else (*(None,) * (axis - 1), "model")

@@ -22,20 +22,23 @@ import jax.numpy as jnp
 from tgeo_jax import distill, metrics
 from tgeo_jax.method import Distillation
 from tgeo_jax.models import tables
-from tgeo_jax.state import Batch, Teacher, TrainState
+from tgeo_jax.state import Batch, Teacher, TrainState, is_table
 
 Array = jax.Array
 PyTree = Any
 Found = dict[str, metrics.Mean]
 
 
-def used(method: Distillation, batch: Batch, val_batch: Batch) -> Array:
+def used(
+    method: Distillation, batch: Batch, val_batch: Batch, takes_hypergradient: bool | Array = True
+) -> Array:
     """The rows that a step reads, each once, in increasing order.
 
     Args:
         method: what is trained, with a student that has tables.
         batch: of the step.
-        val_batch: the outer batch; nothing of it counts where the ratio has nothing to learn.
+        val_batch: the outer batch.
+        takes_hypergradient: whether the step looks at it; where it does not, nothing of it counts.
 
     Returns:
         int32 [U] with U the number of indices in the batches, or V if that is less; behind the last
@@ -45,16 +48,17 @@ def used(method: Distillation, batch: Batch, val_batch: Batch) -> Array:
         >>> from types import SimpleNamespace
         >>> from tgeo_jax import models
         >>> student = models.build("deepfm", 2, vocabulary=(9, 9))
-        >>> method = SimpleNamespace(student=student, meta_learned=False, clean_view=lambda x: x)
-        >>> batch = Batch(jnp.array([[3, 0], [3, 5]]), jnp.array([0, 1]))
-        >>> print(used(method, batch, batch))
-        [ 3  9 14 18]
+        >>> method = SimpleNamespace(student=student, clean_view=lambda x: x)
+        >>> batch, other = (Batch(jnp.array(ids), None) for ids in ([[3, 0], [3, 5]], [[4, 0]]))
+        >>> print(used(method, batch, other), used(method, batch, other, False))
+        [ 3  4  9 14 18 18] [ 3  9 14 18]
     """
     module: Any = method.student
     size = sum(tables.field_sizes(module.vocabulary, module.hash_buckets))
-    batches = (batch, val_batch) if method.meta_learned else (batch,)
-    numbers = [_row_numbers(module, method.clean_view(one.images_BxHxWxC)) for one in batches]
-    flat = jnp.concatenate([rows_BxF.ravel() for rows_BxF in numbers])
+    flat = _row_numbers(module, method.clean_view(batch.images_BxHxWxC)).ravel()
+    if takes_hypergradient is not False:
+        outer = _row_numbers(module, method.clean_view(val_batch.images_BxHxWxC)).ravel()
+        flat = jnp.concatenate([flat, jnp.where(takes_hypergradient, outer, size)])
     return jnp.unique(flat, size=min(flat.size, size), fill_value=size)
 
 
@@ -67,10 +71,16 @@ def take(state: TrainState, rows_U: Array) -> TrainState:
     Args:
         state: of one seed.
         rows_U: from `used`.
+
+    Examples:
+        >>> tree = {"table": {"rows": jnp.array([[0.0], [1.0], [2.0]])}, "bias": jnp.ones(1)}
+        >>> state = TrainState(step=0, seed=0, student=tree, fusion=None)
+        >>> print(take(state, jnp.array([0, 2, 3])).student["table"]["rows"].T)
+        [[0. 2. 0.]]
     """
 
     def of_leaf(path: tuple, leaf: Array) -> Array:
-        if not tables.is_table(path):
+        if not is_table(path):
             return leaf
         return leaf.at[rows_U].get(mode="fill", fill_value=0, indices_are_sorted=True)
 
@@ -85,10 +95,17 @@ def put_back(state: TrainState, small: TrainState, rows_U: Array) -> TrainState:
         state: before the step, with whole tables.
         small: after the step, with tables of U rows.
         rows_U: as in `take`; what lies behind the last row is dropped.
+
+    Examples:
+        >>> before, small = (
+        ...     TrainState(step=0, seed=0, student={"rows": jnp.asarray(rows)}, fusion=None)
+        ...     for rows in ([[0.0], [1.0], [2.0]], [[7.0], [8.0], [9.0]]))
+        >>> print(put_back(before, small, jnp.array([0, 2, 3])).student["rows"].T)
+        [[7. 1. 8.]]
     """
 
     def of_leaf(path: tuple, old: Array, new: Array) -> Array:
-        if not tables.is_table(path):
+        if not is_table(path):
             return new
         return old.at[rows_U].set(new, mode="drop", indices_are_sorted=True)
 
@@ -116,7 +133,8 @@ def small_step(
     def step(
         state: TrainState, batch: Batch, val_batch: Batch
     ) -> tuple[TrainState, TrainState, Found, Array]:
-        rows_U = used(method, batch, val_batch)
+        when = distill.takes_hypergradient(method, state, updates_fusion)
+        rows_U = used(method, batch, val_batch, when)
         student: Any = _Holding(method.student, rows_U)
         small = take(state, rows_U)
         of_rows = dataclasses.replace(method, student=student, lazy_rows=False)

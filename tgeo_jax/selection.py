@@ -84,6 +84,16 @@ def update(best: Best, state: TrainState, score_S: Array) -> Best:
         best: before it.
         state: that was evaluated.
         score_S: of its validation figures, one for each seed.
+
+    Examples:
+        >>> from tgeo_jax.state import Fusion, Learner
+        >>> student = Learner({"w": jnp.array([3.0, 4.0])}, {}, {})
+        >>> state = TrainState(step=20, seed=None, student=student, fusion=Fusion({}, {}))
+        >>> params, scores = {"w": jnp.array([1.0, 2.0])}, jnp.array([0.5, 0.7])
+        >>> best = Best(params, {}, {}, scores, step=jnp.array([9, 9]))
+        >>> found = update(best, state, jnp.array([0.6, 0.6]))
+        >>> print(found.params["w"], found.step)
+        [3. 2.] [20  9]
     """
     better_S = (score_S > best.validation_score) | (best.step == 0)
 

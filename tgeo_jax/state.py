@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ from flax import struct
 
 Array = jax.Array
 PyTree = Any
+ROWS = "rows"  # the name of an embedding table's parameter, by which all know one
 
 
 class Learner(struct.PyTreeNode):
@@ -17,6 +19,11 @@ class Learner(struct.PyTreeNode):
     params: PyTree
     batch_stats: PyTree
     opt_state: PyTree
+
+    @property
+    def variables(self) -> PyTree:
+        """What the network is applied with."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 class Fusion(struct.PyTreeNode):
@@ -80,3 +87,22 @@ class Best(struct.PyTreeNode):
     fusion: PyTree
     validation_score: Array
     step: Array
+
+    @property
+    def variables(self) -> PyTree:
+        """As of `Learner`."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def is_table(path: Sequence[Any]) -> bool:
+    """Whether a leaf is a table, or what an optimiser keeps for each number of one.
+
+    Args:
+        path: of the leaf, as of `jax.tree_util.tree_map_with_path`.
+
+    Examples:
+        >>> tree = {"table": {"rows": 1.0}, "head": {"kernel": 2.0}}
+        >>> jax.tree_util.tree_map_with_path(lambda path, leaf: is_table(path), tree)
+        {'head': {'kernel': False}, 'table': {'rows': True}}
+    """
+    return bool(path) and getattr(path[-1], "key", None) == ROWS

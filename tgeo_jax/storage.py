@@ -287,6 +287,17 @@ def told_plainly(where: Path, done: str) -> Iterator[None]:
     Args:
         where: the path.
         done: what could not be done with it.
+
+    Raises:
+        CheckpointError: whatever else the client of a bucket raises.
+
+    Examples:
+        >>> with told_plainly(epath.Path("s3://bucket/run"), "written"):
+        ...     raise OSError("no route to host")
+        Traceback (most recent call last):
+        tgeo_jax.errors.CheckpointError: s3://bucket/run: cannot be written (no route to host); \
+check the bucket's name, this machine's credentials and the network; the same command goes on from \
+the newest checkpoint
     """
     if not is_bucket(where):
         yield

@@ -15,7 +15,6 @@ from tgeo_jax import (
     dispatch,
     evaluate,
     memory,
-    origins,
     outcome,
     parallel,
     partial,
@@ -30,7 +29,6 @@ from tgeo_jax import (
 from tgeo_jax import config as configs
 from tgeo_jax import workdir as workdirs
 from tgeo_jax.assemble import Run, assemble
-from tgeo_jax.data import fingerprints
 from tgeo_jax.dispatch import Dispatcher, Outcome
 from tgeo_jax.errors import CheckpointError, Interrupted, TrainingError
 from tgeo_jax.interruption import Interruption
@@ -170,18 +168,18 @@ class _Trainer:
             self._save_samples(self.teacher_evaluator)
         self.checkpoints.close()  # the result must not say more than the disk holds
         taught = self._about_teacher()
-        best = {"params": self.best.params, "batch_stats": self.best.batch_stats}
+        last_and_best = (self.state.student.variables, self.best.variables)
         confusion = {
             which: self.student.confusion(variables, self.tests)
-            for which, variables in zip(outcome.WHICH, (_variables(self.state), best), strict=True)
+            for which, variables in zip(outcome.WHICH, last_and_best, strict=True)
             if self.run.dataset.num_classes <= MOST_CONFUSED
         }
         if self.verifier is not None:
             known = self.verifier.finish(
                 self.run,
                 self.folder.verification,
-                _variables(self.state),
-                lambda: _teacher_variables(self.state, self.trained_teacher),
+                self.state.student.variables,
+                self._teacher_variables,
             )
             taught = {**taught, "verification": known} if taught and known else taught
         result = self._result(taught, confusion) if jax.process_index() == 0 else None
@@ -221,7 +219,9 @@ class _Trainer:
         total, pending = self.partial.sums, list[Outcome]()
         self.partial = partial.NOTHING
         in_flight = dispatch.most_in_flight(self.run.mesh)
-        chunks = self._chunks(step, boundary)
+        largest = 1 if self.run.loop_free else self.run.config.train.steps_per_dispatch
+        first = boundary - ((boundary - 1) % self._interval + 1)
+        chunks = dispatch.chunks_left(first, step, boundary, largest)
         for index, num_steps in enumerate(chunks):
             if self.interruption.reached():
                 self._keep(total, pending)
@@ -250,15 +250,6 @@ class _Trainer:
         if traced is not None:
             self.writers.say(f"profile: {traced}; open it by: xprof --logdir={traced}")
         return total, time.perf_counter() - started
-
-    def _chunks(self, step: int, boundary: int) -> list[int]:
-        """Lengths of the dispatches up to a step; after an interruption the same ones go on."""
-        largest = 1 if self.run.loop_free else self.run.config.train.steps_per_dispatch
-        first = boundary - ((boundary - 1) % self._interval + 1)
-        left = dispatch.chunks(boundary - first, largest)
-        while left and first < step:
-            first += left.pop(0)
-        return left if first == step else dispatch.chunks(boundary - step, largest)
 
     def _keep(self, total: dict[str, Mean] | None, pending: list[Outcome]) -> None:
         """Saves between two evaluations, as the last act of a run that stops there."""
@@ -309,13 +300,13 @@ class _Trainer:
         self, first_step: int, step: int, sums: dict[str, Mean], seconds: float
     ) -> list[dict[str, Any]]:
         """Evaluates all seeds, updates the best ones, and returns the records to log."""
-        variables = _variables(self.state)
+        variables = self.state.student.variables
         validation = self.student.metrics(variables, self.validation)
         splits = {"train": sums, "validation": validation}
         for name, split in self.tests.items():
             splits[name] = self.student.metrics(variables, split, self.said_of_tests.get(name))
             if self.teacher_evaluator is not None and self.state.teacher is not None:
-                taught = self.teacher_evaluator.metrics(_teacher_variables(self.state), split)
+                taught = self.teacher_evaluator.metrics(self._teacher_variables(), split)
                 splits[f"{name}_teacher"] = taught
         found = parallel.fetch(splits)
         verified = list[dict[str, float]]()
@@ -351,9 +342,9 @@ class _Trainer:
 
     def _save_samples(self, asked_teacher: evaluate.Evaluator) -> None:
         train = self.train_split
-        student_logits = self.student.logits(_variables(self.state), train)
+        student_logits = self.student.logits(self.state.student.variables, train)
         method, run = self.run.method, self.run
-        variables = _teacher_variables(self.state, self.trained_teacher)
+        variables = self._teacher_variables()
         said = compared = asked_teacher.logits(variables, train)
         if method.role.num_teachers:  # the ratios look at each of them, the report at their mean
             assert run.teacher is not None
@@ -370,7 +361,12 @@ class _Trainer:
         ratio = samples.ratios_of_samples(
             method, means, state, student_logits, compared, train.labels_B
         )
-        samples.save(self.folder.samples, ratio, said, train, run.dataset.class_names)
+        first = teacher_means if state.teacher is None else state.teacher.class_means_KxK[0]
+        samples.save(
+            self.folder.samples, ratio, said, train, run.dataset.class_names,
+            student_logits_SxNxK=student_logits,
+            class_means=None if np.ndim(first) == 3 else first,  # of several, each its own
+        )  # fmt: skip
 
     def _result(self, taught: dict[str, Any] | None, confusion: Any) -> dict[str, Any]:
         records = read_records(self.folder.metrics)
@@ -385,35 +381,18 @@ class _Trainer:
         return outcome.result(self.run, records, self.seeds, taught, commits, confusion)
 
     def _about_teacher(self) -> dict[str, Any] | None:
-        """Accuracies and, of a frozen one, a fingerprint."""
         if self.teacher_evaluator is None:
             return None
         splits = {"train": self.train_split, "test": self.tests["test"]}
         if self.feed.streamed:  # a pass over it may take hours
             del splits["train"]
-        variables = _teacher_variables(self.state, self.trained_teacher)
-        found = {
-            name: self.teacher_evaluator.metrics(variables, split)["accuracy"]
-            for name, split in splits.items()
-        }
-        # Of one that trained along, the mean over the seeds.
-        about: dict[str, Any] = {
-            f"{k}_accuracy": float(np.mean(v.total / v.count)) for k, v in found.items()
-        }
-        if self.state.teacher is None:
-            about["fingerprint"] = fingerprints.of(parallel.fetch(variables))
-            about["converted"] = origins.converted(self.run.config)
-        return about
+        return outcome.of_teacher(
+            self.run, self.teacher_evaluator, self._teacher_variables(), splits
+        )
 
-
-def _variables(state: TrainState) -> PyTree:
-    return {"params": state.student.params, "batch_stats": state.student.batch_stats}
-
-
-def _teacher_variables(state: TrainState, trained: teachers.Trained | None = None) -> PyTree:
-    """Of the teacher that trains along, with a leading seed axis, or of the frozen one."""
-    if state.teacher is None:
-        assert trained is not None
-        return trained.variables
-    learner = state.teacher.learner
-    return {"params": learner.params, "batch_stats": learner.batch_stats}
+    def _teacher_variables(self) -> PyTree:
+        """Of the teacher that trains along, with a leading seed axis, or of the frozen one."""
+        if self.state.teacher is not None:
+            return self.state.teacher.learner.variables
+        assert self.trained_teacher is not None
+        return self.trained_teacher.variables

@@ -112,6 +112,12 @@ def of(run: Run, module: nn.Module | None, *, seeds: bool) -> Verifier | None:
 
     Returns:
         None where the dataset has no pairs, or the network no embeddings.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> digits = SimpleNamespace(dataset=SimpleNamespace(verification=None))
+        >>> of(digits, None, seeds=True) is None
+        True
     """
     pairs = run.dataset.verification
     if pairs is None or not hasattr(module, "embed"):
@@ -147,6 +153,16 @@ def save(path: storage.Path, pairs: Pairs, similarity: Mapping[str, np.ndarray])
             (`student`, `teacher`) its similarities, [networks, P].
         pairs: what was compared.
         similarity: by role.
+
+    Examples:
+        >>> import pathlib, tempfile
+        >>> images, pairs = np.zeros((3, 8, 8, 1), np.uint8), np.array([[0, 1], [0, 2]])
+        >>> compared = Pairs(images, pairs, np.array([True, False]), np.array([0, 1]))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "verification.npz"
+        ...     save(path, compared, {"student": np.array([[0.9, 0.1]])})
+        ...     sorted(storage.read_arrays(path))
+        ['folds', 'same', 'student']
     """
     arrays = {"same": pairs.same, "folds": pairs.folds, **similarity}
     storage.write_arrays(path, arrays)

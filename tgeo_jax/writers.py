@@ -56,7 +56,7 @@ class Writers:
         for record in records:
             writer = self._of_seed(record["seed"])
             for name, value in record.items():
-                if name not in ("step", "seed"):
+                if name not in ("step", "seed") and not isinstance(value, list):
                     writer.add_scalar(name, value, record["step"])
         for writer in self._tensorboard.values():
             writer.flush()

@@ -1,7 +1,8 @@
 """Attack detection in power systems with any method, as in TGeo-KD (ICLR 2024, arXiv 2312.15112).
 
-The argument is `variant,method`: `binary`, `3class` or `37class`, and the method or `teacher`. 128
-measurements of four relays. Needs the dataset of that variant (`python -m experiments.prepare
+The argument is `variant,method`: `binary`, `3class` or `37class`, and the method or `teacher`; for
+the paper's BERT over features as tokens `variant,row_encoder,method`. 128 measurements of four
+relays. Needs the dataset of that variant (`python -m experiments.prepare
 --dataset=power_attack_3class --source=FOLDER`, with the folder of data1.csv to data15.csv); its
 files are not redistributable: this config was run on stand-ins of their layout only.
 Command: python -m experiments.main --config=configs/attack/power_attack.py:3class,tgeo \\

@@ -7,54 +7,20 @@ on. Splits of the builders: `train` and `test`, images of the people who are tra
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import io
 import pathlib
-import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from tgeo_jax.data import preparing
-from tgeo_jax.data.pairs import Pair, Pairs, Photo, of_everybody, read_list
+from tgeo_jax.data import face_sources, preparing
+from tgeo_jax.data.pairs import Pairs
 from tgeo_jax.errors import DataError
 
 SIDE = 112  # pixels of aligned crops, as ArcFace and MobileFaceNet take them
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".pgm", ".ppm")
-_ORL_TRAINED, _ORL_PEOPLE, _ORL_PHOTOS, _ORL_TEST = 30, 40, 10, 3
-_TESTED = 10  # of a person's images, one in so many is for testing
-_ORL_HOW = (
-    "get orl_faces.tar.gz (AT&T Laboratories Cambridge, 'The Database of Faces': s1/1.pgm to "
-    "s40/10.pgm) and run\n"
-    "  python -m experiments.prepare --dataset=orl_faces --source=orl_faces.tar.gz"
-)
-_FOLDER_HOW = (
-    "make a folder that holds train/PERSON/IMAGE.jpg (CASIA-WebFace's layout), pairs.txt (LFW's) "
-    "and evaluation/NAME/NAME_0001.jpg (LFW's images), all of them aligned, and run\n"
-    "  python -m experiments.prepare --dataset=face_folder --source=FOLDER"
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Image:
-    """One image of a source: what it is called there, how to read it, and whom it shows."""
-
-    name: str
-    read: Callable[[], bytes]
-    person: str
-
-
-@dataclasses.dataclass(frozen=True)
-class _Content:
-    """Images by split, names of the people that are trained on, and pairs of the others."""
-
-    images: dict[str, list[_Image]]
-    people: list[str]
-    pairs: list[tuple[int, int, bool, int]]  # two verification images, whether the same, the fold
 
 
 class _Faces(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
@@ -65,7 +31,7 @@ class _Faces(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
     RESIZES: ClassVar[bool] = False
     ABOUT: ClassVar[str]
     PAGE: ClassVar[str | None]
-    content: _Content
+    content: face_sources.Content
     max_corrupt: int
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -94,7 +60,7 @@ class _Faces(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: 
             for split, images in self.content.images.items()
         }
 
-    def _generate_examples(self, split: str, images: list[_Image]) -> Iterator:
+    def _generate_examples(self, split: str, images: list[face_sources.Image]) -> Iterator:
         labels = {person: label for label, person in enumerate(self.content.people)}
         about: Any = self.info.metadata
         for index, image in enumerate(images):
@@ -195,13 +161,13 @@ def prepare(
     folder = pathlib.Path(builder(name, data_dir).data_dir)
     if preparing.is_done(folder):
         return folder
-    how = {"orl_faces": _ORL_HOW, "face_folder": _FOLDER_HOW}[name]
+    how = {"orl_faces": face_sources.ORL_HOW, "face_folder": face_sources.FOLDER_HOW}[name]
     path = pathlib.Path(source).expanduser()
     if not str(source):
         raise DataError(f"{name}: not prepared yet; {how}")
     if not path.exists():
         raise DataError(f"{source}: no such file or folder; {how}")
-    content = _orl(path) if name == "orl_faces" else _folder(path)
+    content = (face_sources.orl if name == "orl_faces" else face_sources.folder)(path)
     with preparing.alone(folder) as needed:
         if needed:
             writer = preparing.opened(_BUILDERS[name], data_dir)
@@ -216,18 +182,45 @@ def verification(dataset: tfds.core.DatasetBuilder, images: np.ndarray) -> Pairs
     Args:
         dataset: from `builder`.
         images: its verification split, in the order of the ids.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> metadata = {"pairs": [[0, 1, True, 0], [0, 2, False, 1]]}
+        >>> stored = SimpleNamespace(info=SimpleNamespace(metadata=metadata))
+        >>> found = verification(stored, np.zeros((3, 112, 92, 1), np.uint8))
+        >>> found.pairs.tolist(), found.same.tolist(), found.folds.tolist()
+        ([[0, 1], [0, 2]], [True, False], [0, 1])
     """
     stored = np.asarray(_about(dataset)["pairs"], np.int32)
     return Pairs(images, stored[:, :2], stored[:, 2] == 1, stored[:, 3])
 
 
 def corrupt(dataset: tfds.core.DatasetBuilder) -> tuple[str, ...]:
-    """Names of the training images that were skipped when a set was prepared."""
+    """Names of the training images that were skipped when a set was prepared.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> corrupt(SimpleNamespace(info=SimpleNamespace(metadata={"corrupt": ["a/1.jpg"]})))
+        ('a/1.jpg',)
+    """
     return tuple(_about(dataset)["corrupt"])
 
 
 def told(dataset: tfds.core.DatasetBuilder) -> str:
-    """What to say of a prepared face set: people, pairs, and what was skipped."""
+    """What to say of a prepared face set: people, pairs, and what was skipped.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> pairs = [[0, 1, True, 0], [0, 2, False, 1]]
+        >>> info = SimpleNamespace(
+        ...     metadata={"others": 2, "pairs": pairs, "corrupt": ["a/1.jpg"]},
+        ...     features={"label": SimpleNamespace(names=["a", "b", "c"])})
+        >>> print(told(SimpleNamespace(info=info)))
+        people: 3 trained on, 2 others for verification
+        pairs: 1 of one person, 1 of two, in 2 folds
+        images skipped because they cannot be decoded: 1
+          a/1.jpg
+    """
     about, names = _about(dataset), dataset.info.features["label"].names
     same = sum(same for _, _, same, _ in about["pairs"])
     folds = len({fold for *_, fold in about["pairs"]})
@@ -276,124 +269,6 @@ def hold_out(
     held = [own[: min(max(1, round(fraction * len(own))), len(own) - 1)] for own in by_person]
     held_out = np.sort(np.concatenate(held))
     return np.setdiff1d(np.arange(len(labels)), held_out), held_out
-
-
-# Reading the sources.
-
-
-def _orl(path: pathlib.Path) -> _Content:
-    files = {} if path.is_dir() else _from_archive(path)
-
-    def image(person: int, number: int) -> _Image:
-        name, read = f"s{person}/{number}.pgm", None
-        if path.is_dir():
-            inner = next((p for p in (path, path / "orl_faces") if (p / name).is_file()), None)
-            read = None if inner is None else (inner / name).read_bytes
-        elif name in files:
-            read = functools.partial(files.__getitem__, name)
-        if read is None:
-            raise DataError(f"{path}: lacks {name}; {_ORL_HOW}")
-        return _Image(f"{path}: {name}", read, f"s{person}")
-
-    images: dict[str, list[_Image]] = {"train": [], "test": [], "verification": []}
-    first_tested = _ORL_PHOTOS - _ORL_TEST + 1
-    for person in range(1, _ORL_PEOPLE + 1):
-        for number in range(1, _ORL_PHOTOS + 1):
-            split = "test" if number >= first_tested else "train"
-            split = split if person <= _ORL_TRAINED else "verification"
-            images[split].append(image(person, number))
-    others = [f"s{person}" for person in range(_ORL_TRAINED + 1, _ORL_PEOPLE + 1)]
-    listed = of_everybody(dict.fromkeys(others, _ORL_PHOTOS))
-    photos = [Photo(person, n) for person in others for n in range(1, _ORL_PHOTOS + 1)]
-    people = [f"s{person}" for person in range(1, _ORL_TRAINED + 1)]
-    return _Content(images, people, _indexed(listed, photos))
-
-
-def _from_archive(path: pathlib.Path) -> dict[str, bytes]:
-    """Content by the last two parts of a member's name; nothing is written under its name."""
-    found = {}
-    try:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                name = "/".join(pathlib.PurePosixPath(member.name).parts[-2:])
-                if member.isfile() and (content := archive.extractfile(member)):
-                    found[name] = content.read()
-    except Exception as error:  # tarfile's, zlib's, lzma's or the system's
-        raise DataError(f"{path}: not a readable archive ({error}); {_ORL_HOW}") from error
-    return found
-
-
-def _folder(path: pathlib.Path) -> _Content:
-    for part in ("train", "evaluation", "pairs.txt"):
-        if not (path / part).exists() or (path / part).is_dir() == part.endswith(".txt"):
-            raise DataError(f"{path}: lacks {part}; {_FOLDER_HOW}")
-    own: dict[str, list[pathlib.Path]] = {}
-    for folder in sorted(p for p in (path / "train").iterdir() if p.is_dir()):
-        own[folder.name] = _images_in(folder)
-        if len(own[folder.name]) < 3:
-            raise DataError(
-                f"{folder}: holds {len(own[folder.name])} images; a person needs three or more, to "
-                "train, validate and test on: add some, or remove the folder"
-            )
-    if len(own) < 2:
-        raise DataError(f"{path / 'train'}: holds {len(own)} people; two or more are needed")
-    listed = read_list(path / "pairs.txt")
-    photos = sorted({photo for pair in listed for photo in (pair.first, pair.second)})
-    _check_apart(path, list(own), {photo.person for photo in photos})
-    images: dict[str, list[_Image]] = {"train": [], "test": [], "verification": []}
-    for person, paths in own.items():
-        for index, file in enumerate(paths):
-            split = "test" if _is_tested(index, len(paths)) else "train"
-            images[split].append(_Image(str(file), file.read_bytes, person))
-    for photo in photos:
-        file = _photo(path / "evaluation", photo)
-        images["verification"].append(_Image(str(file), file.read_bytes, photo.person))
-    return _Content(images, list(own), _indexed(listed, photos))
-
-
-def _is_tested(index: int, count: int) -> bool:
-    """One in ten, of few images the last."""
-    return index % _TESTED == _TESTED - 1 or (count < _TESTED and index == count - 1)
-
-
-def _images_in(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
-
-
-def _photo(folder: pathlib.Path, photo: Photo) -> pathlib.Path:
-    stem = f"{photo.person}_{photo.number:04d}"
-    for suffix in _SUFFIXES:
-        file = folder / photo.person / f"{stem}{suffix}"
-        if file.is_file():
-            return file
-    raise DataError(f"{folder / photo.person / stem}.jpg: missing, and pairs.txt names it")
-
-
-def _check_apart(path: pathlib.Path, trained: list[str], verified: set[str]) -> None:
-    """Whoever is verified must not be trained on."""
-    called = {person: person for person in trained}
-    names = path / "names.txt"
-    if names.exists():
-        for number, line in enumerate(names.read_text().splitlines(), 1):
-            words = line.split()
-            if len(words) != 2:
-                raise DataError(f"{names}, line {number}: must be `FOLDER NAME`; found {line!r}")
-            called[words[0]] = words[1]
-    # Of two spellings of a name, case and the character for a blank are what differs.
-    plain = {name: name.lower().replace(" ", "_") for name in {*called.values(), *verified}}
-    others = {plain[name] for name in verified}
-    both = [person for person in trained if plain[called[person]] in others]
-    if both:
-        shown = ", ".join(both[:5]) + (", ..." if len(both) > 5 else "")
-        raise DataError(
-            f"{path}: {len(both)} people are in train and in pairs.txt: {shown}; remove their "
-            "folders from train, for nobody who is verified may be trained on"
-        )
-
-
-def _indexed(listed: list[Pair], photos: list[Photo]) -> list[tuple[int, int, bool, int]]:
-    index = {photo: position for position, photo in enumerate(photos)}
-    return [(index[pair.first], index[pair.second], pair.same, pair.fold) for pair in listed]
 
 
 def _encoded(content: bytes, shape: tuple[int, int, int], resizes: bool) -> io.BytesIO:

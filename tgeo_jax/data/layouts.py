@@ -159,6 +159,14 @@ def numbered(path: pathlib.Path) -> Iterator[tuple[int, str]]:
 
     Raises:
         DataError: a file that cannot be read to its end.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "log.csv.gz"
+        ...     _ = path.write_bytes(gzip.compress(b"a,1\\n\\nb,2\\n"))
+        ...     list(numbered(path))
+        [(1, 'a,1'), (3, 'b,2')]
     """
     try:
         with gzip.open(path, "rt", **_TEXT) if _is_gzipped(path) else path.open(**_TEXT) as file:
@@ -196,6 +204,16 @@ def rows(
         dtype: of the values.
         header: whether the first line is none.
         wanted: of which line numbers.
+
+    Examples:
+        >>> import tempfile
+        >>> tally = Tally()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "log.csv"
+        ...     _ = path.write_text("value\\n7\\nseven\\n8\\n")
+        ...     found = list(rows(path, tally, lambda line: ([int(line)], 0), int, header=True))
+        >>> found, tally.count
+        ([(array([7]), 0), (array([8]), 0)], 1)
     """
     for number, line in numbered(path):
         if (header and number == 1) or not wanted(number):

@@ -49,7 +49,15 @@ def of(images: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> N
 
 
 def statistics(images: np.ndarray) -> Normalisation:
-    """Mean and standard deviation of all pixels in [0, 1], by channel."""
+    """Mean and standard deviation of all pixels in [0, 1], by channel.
+
+    Args:
+        images: [N, H, W, C], bytes, or other numbers in [0, 255].
+
+    Examples:
+        >>> statistics(np.array([0, 255], np.uint8).reshape(2, 1, 1, 1))
+        ((0.5,), (0.5,))
+    """
     channels = images.shape[-1]
     if images.dtype != np.uint8:
         pixels = images.reshape(-1, channels) / np.float64(255)

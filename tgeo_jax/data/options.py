@@ -19,6 +19,7 @@ _OF_IMAGES: dict[str, Any] = {
     "randaugment_layers": 0,
     "randaugment_magnitude": 9.0,
     "image_size": 224,
+    "outliers": 0.0,
 }
 HASH_BUCKETS = 65536  # by default
 
@@ -54,6 +55,8 @@ whose examples are rows of a table, not images
     if layout is None or layout.kind != "categorical":
         why = f"data.name={shown(data.name)}, which has no vocabulary of values to count"
         _refuse(data, {"min_count": 1, "hash_buckets": HASH_BUCKETS}, why)
+    if data.outliers:
+        _refuse(data, {"oversample": False}, "data.outliers, whose examples would be repeated")
     if data.pipeline == "stream":
         _check_stream(data, layout is not None)
     else:

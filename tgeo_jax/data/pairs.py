@@ -69,6 +69,17 @@ def read_list(path: pathlib.Path) -> list[Pair]:
 
     References:
         Huang et al. 2007, "Labeled Faces in the Wild", view 2.
+
+    Examples:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder) / "pairs.txt"
+        ...     _ = path.write_text("2 1\\nAda 1 2\\nAda 1 Emmy 1\\nEmmy 1 2\\nEmmy 2 Ada 2\\n")
+        ...     found = read_list(path)
+        >>> found[1]
+        Pair(first=Photo(person='Ada', number=1), second=Photo(person='Emmy', number=1), fold=0)
+        >>> [(pair.same, pair.fold) for pair in found]
+        [(True, 0), (False, 0), (True, 1), (False, 1)]
     """
     try:
         lines = path.read_text().splitlines()

@@ -24,6 +24,11 @@ def opened(builder_class: Any, data_dir: str) -> Any:
 
     Raises:
         DataError: prepared in a format that only TensorFlow reads.
+
+    Examples:
+        >>> from tgeo_jax.data import digits
+        >>> opened(digits.Digits, "/nowhere").data_dir
+        '/nowhere/digits/1.0.0'
     """
     try:
         return builder_class(data_dir=data_dir or None, file_format="array_record")
@@ -57,7 +62,20 @@ def is_done(folder: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def alone(folder: pathlib.Path) -> Iterator[bool]:
-    """Waits for other processes that prepare the same; gives whether there is still need to."""
+    """Waits for other processes that prepare the same; gives whether there is still need to.
+
+    Args:
+        folder: that is to be prepared; what a killed preparation left beside it is removed.
+
+    Examples:
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     folder = pathlib.Path(parent) / "1.0.0"
+        ...     with alone(folder) as first:
+        ...         folder.mkdir()
+        ...     with alone(folder) as second:
+        ...         first, second
+        (True, False)
+    """
     parent = folder.parent
     parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(parent, os.O_RDONLY)
@@ -75,7 +93,21 @@ def alone(folder: pathlib.Path) -> Iterator[bool]:
 
 
 def write(writer: Any) -> None:
-    """Lets a builder write its files; they appear when they are whole."""
+    """Lets a builder write its files; they appear when they are whole.
+
+    Args:
+        writer: from `opened`, with whatever its class reads from.
+
+    Examples:
+        >>> import io
+        >>> from tgeo_jax.data import digits
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     dataset = opened(digits.Digits, folder)
+        ...     with contextlib.redirect_stdout(io.StringIO()):    # TFDS says where
+        ...         write(dataset)
+        ...     is_done(pathlib.Path(dataset.data_dir))
+        True
+    """
     # TFDS makes folders for downloads even if there are none.
     with without_bars_of_tfds(), tempfile.TemporaryDirectory() as downloads:
         writer.download_and_prepare(download_dir=downloads)

@@ -241,6 +241,7 @@ def load(
     teacher_fraction: float = 0.7,
     oversample: bool = False,
     min_count: int = 1,
+    outliers: float = 0.0,
 ) -> Dataset:
     """Reads a prepared dataset and holds a stratified validation split out of its training split.
 
@@ -266,6 +267,8 @@ def load(
         oversample: whether examples of the smaller classes are repeated, drawn with replacement,
             until every class has as many as the largest (see `splits.oversampled`).
         min_count: categorical tables only: values that fewer rows have share the id 0.
+        outliers: images only: share of the training images that become Gaussian noise, with their
+            labels (see `splits.with_noise`), in [0, 1).
 
     Returns:
         The dataset, in memory.
@@ -311,6 +314,10 @@ def load(
     train = whole.take(kept)
     labels = splits.corrupt_labels(train.labels, label_noise, split_seed, classes)
     train = dataclasses.replace(train, labels=labels)
+    if outliers:
+        chosen = splits.outliers(len(train), outliers, split_seed)
+        images = splits.with_noise(train.images, chosen, split_seed)
+        train = dataclasses.replace(train, images=images)
     if oversample:
         train = train.take(splits.oversampled(labels, split_seed, classes))
     verification: Pairs | None = None

@@ -135,6 +135,52 @@ def corrupt_labels(labels: np.ndarray, noise: float, seed: int, num_classes: int
     return shifted % num_classes
 
 
+def outliers(count: int, share: float, seed: int) -> np.ndarray:
+    """Which examples become outliers.
+
+    Args:
+        count: N, how many examples there are.
+        share: of them, in [0, 1).
+        seed: fixes which.
+
+    Returns:
+        `round(share * N)` sorted indices.
+
+    Examples:
+        >>> len(outliers(10, 0.2, seed=0))
+        2
+    """
+    random = np.random.RandomState(seed)  # its stream is frozen, unlike default_rng's
+    return np.sort(random.permutation(count)[: round(share * count)])
+
+
+def with_noise(images: np.ndarray, chosen: np.ndarray, seed: int) -> np.ndarray:
+    """Images of which some are Gaussian noise with the mean and deviation of all pixels.
+
+    Args:
+        images: [N, H, W, C], uint8.
+        chosen: indices of those that become noise.
+        seed: fixes the noise.
+
+    Returns:
+        [N, H, W, C], uint8; within the range of the pixels that there were.
+
+    References:
+        TGeo-KD (arXiv 2312.15112) shows what its ratio does with such outliers.
+
+    Examples:
+        >>> images = np.full((2, 1, 2, 1), 7, np.uint8)
+        >>> images[1, 0, 1] = 9
+        >>> with_noise(images, np.array([0]), seed=0)[1].ravel().tolist()
+        [7, 9]
+    """
+    random = np.random.RandomState(seed)
+    noise = random.normal(images.mean(), images.std(), images[chosen].shape)
+    noisy = images.copy()
+    noisy[chosen] = np.clip(np.rint(noise), images.min(), images.max()).astype(images.dtype)
+    return noisy
+
+
 def subset(labels: np.ndarray, fraction: float, seed: int, num_classes: int) -> np.ndarray:
     """Indices of a share of the examples, with the same share of every class up to rounding.
 

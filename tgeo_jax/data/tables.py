@@ -195,6 +195,13 @@ def rows_and_labels(dataset: tfds.core.DatasetBuilder, split: str) -> tuple[np.n
 
     Returns:
         rows [N, F] (float64 or int64) and labels [N] (int32).
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> empty = SimpleNamespace(name="frappe", as_data_source=lambda **options: [])
+        >>> rows, labels = rows_and_labels(empty, "test")
+        >>> rows.shape, rows.dtype, labels.shape
+        ((0, 10), dtype('int64'), (0,))
     """
     layout = LAYOUTS[dataset.name]
     nothing = np.zeros((0, len(layout.columns)), layout.dtype), np.zeros(0, np.int32)

@@ -75,6 +75,13 @@ def clean(dataset: Any) -> Callable[[Array], Array]:
 
     Returns:
         What is stored -> network input: float32, of a categorical table int32.
+
+    Examples:
+        >>> from types import SimpleNamespace
+        >>> rows = jnp.array([[3.0, 0.5]])
+        >>> table = SimpleNamespace(vocabulary=(), example=rows, mean=(1.0, 0.0), std=(2.0, 1.0))
+        >>> print(clean(table)(rows))
+        [[1.  0.5]]
     """
     if dataset.vocabulary:
         return lambda ids_BxF: ids_BxF

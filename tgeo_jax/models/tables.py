@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers
 
+from tgeo_jax.state import ROWS
+
 Array = jax.Array
-ROWS = "rows"  # the name of the parameter, by which the others know a table
 _small = initializers.normal(0.01)
 
 
@@ -159,30 +160,3 @@ class Table(nn.Module):
         if not self.held:
             ids_BxF = row_numbers(ids_BxF, self.vocabulary, self.hash_buckets)
         return jnp.take(rows_VxD, ids_BxF, axis=0, mode="clip")
-
-
-def is_table(path: Sequence[Any]) -> bool:
-    """Whether a leaf is a table, or what an optimiser keeps for each number of one.
-
-    Args:
-        path: of the leaf, as of `jax.tree_util.tree_map_with_path`.
-
-    Examples:
-        >>> tree = {"table": {"rows": 1.0}, "head": {"kernel": 2.0}}
-        >>> jax.tree_util.tree_map_with_path(lambda path, leaf: is_table(path), tree)
-        {'head': {'kernel': False}, 'table': {'rows': True}}
-    """
-    return bool(path) and getattr(path[-1], "key", None) == ROWS
-
-
-def has_tables(module: nn.Module) -> bool:
-    """Whether a network looks rows up, so that they can be updated by themselves.
-
-    Examples:
-        >>> from tgeo_jax import models
-        >>> has_tables(models.build("deepfm", 2, vocabulary=(3, 4)))
-        True
-        >>> has_tables(models.build("mlp", 2))
-        False
-    """
-    return bool(getattr(module, "vocabulary", ()))

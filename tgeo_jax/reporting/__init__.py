@@ -1,0 +1,1 @@
+"""What a report is made of; `tgeo_jax.report` writes it."""
