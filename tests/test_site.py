@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import html.parser
 import importlib
 import posixpath
@@ -222,6 +223,23 @@ def test_the_ratios_derivative_is_the_formula_of_the_page():
     pull = jax.jacobian(lambda p: terms(p)[1] - terms(p)[0])(params)
     want = -0.3 / 4 * jnp.einsum("fk,bfk->b", jax.grad(outer)(found.params), pull)
     np.testing.assert_allclose(found.meta_grads, want, rtol=1e-4)
+
+
+def test_imports_point_downwards_as_the_tour_of_the_code_says():
+    tour = (ROOT / "CONTRIBUTING.md").read_text()
+    rows = re.findall(r"^\| (?:mathematics|the step|devices): (.*?) \|", tour, re.MULTILINE)
+    allowed = {"errors", "numeric", "shapes", "models", "data", "classification", "simulated"}
+    assert len(rows) == 3
+    for row in rows:
+        modules = re.findall(r"`(\w+)`", row)
+        allowed |= set(modules)
+        for module in modules:
+            tree = ast.parse((ROOT / "tgeo_jax" / f"{module}.py").read_text())
+            for node in ast.walk(tree):
+                if isinstance(node, ast.ImportFrom) and node.module == "tgeo_jax":
+                    assert {alias.name for alias in node.names} <= allowed, module
+                elif isinstance(node, ast.ImportFrom) and node.module.startswith("tgeo_jax."):
+                    assert node.module.split(".")[1] in allowed, module
 
 
 def test_the_version_to_cite_is_the_packages():
