@@ -121,7 +121,9 @@ def _commands(text: str) -> list[list[str]]:
 def _of_digits(commands: list[list[str]]) -> list[list[str]]:
     """Of README's commands those on the digits; the rest is on CIFAR-100."""
     names = [arguments[1].removeprefix("experiments.") for arguments in commands]
+    *names, last = names
     assert names == ["prepare", "main", "main", "compare", "prepare", "main", "main", "results"]
+    assert last == "reproduce"  # test_reproduce_commands.py runs it
     return commands[:4]
 
 
@@ -313,7 +315,7 @@ def test_demo_prints_the_table_writes_the_report_and_knows_when_it_is_done(comma
 
 @pytest.mark.xdist_group("demo")
 def test_readmes_commands_on_cifar100_run_in_their_order(command, tiny_sets, tmp_path):
-    prepare, teacher, student, add = _commands(README)[4:]
+    prepare, teacher, student, add = _commands(README)[4:8]
     # Its digests are those of the real set, which the stand-in's are not.
     said = command(*prepare[:-1], f"--source={tiny_sets}").stdout
     assert "train: 400 images" in said

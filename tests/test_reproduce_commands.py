@@ -16,8 +16,8 @@ from tests.conftest import ROOT
 DOCUMENT = (ROOT / "docs" / "reproduction.md").read_text()
 
 
-def _commands() -> list[list[str]]:
-    blocks = "".join(re.findall(r"```sh\n(.*?)```", DOCUMENT, re.DOTALL))
+def _commands(text: str = DOCUMENT) -> list[list[str]]:
+    blocks = "".join(re.findall(r"```sh\n(.*?)```", text, re.DOTALL))
     lines = blocks.replace("\\\n", " ").splitlines()
     return [shlex.split(line)[1:] for line in lines if line.startswith("python ")]
 
@@ -41,6 +41,11 @@ def test_without_a_table_all_are_listed(command):
     (listing,) = (arguments for arguments in _commands() if len(arguments) == 2)
     lines = command(*listing).stdout.splitlines()
     assert [line.split()[0] for line in lines] == declared.names(ROOT / declared.FOLDER)
+
+
+def test_the_readmes_command_is_that_of_the_document():
+    of_readme = _commands((ROOT / "README.md").read_text())
+    assert next(c for c in of_readme if "experiments.reproduce" in c) in _commands()
 
 
 def test_the_document_names_every_table():

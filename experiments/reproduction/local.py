@@ -129,6 +129,9 @@ def train(
                 if failure is None:
                     del left[name]
                     tell(f"{name}: done ({total - len(left)} of {total})")
+                elif stopping.reached():
+                    failures[name] = failure
+                    tell(f"{name}: {failure.why}")
                 else:
                     failures[name] = failure
                     tell(f"{name}: FAILED: {failure.why}")
