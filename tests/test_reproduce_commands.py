@@ -12,6 +12,7 @@ import pytest
 
 from experiments.reproduction import declared
 from tests.conftest import ROOT
+from tgeo_jax import ledger
 
 DOCUMENT = (ROOT / "docs" / "reproduction.md").read_text()
 
@@ -75,6 +76,21 @@ def test_the_same_command_again_trains_nothing(command, of_relations):
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("result.json")} == before
     assert "begins" not in said
     assert (workdir / "digits_relations.md").read_text() in said
+
+
+def test_finished_runs_are_entered_into_a_ledger_once(command, of_relations):
+    workdir, arguments, _ = of_relations
+    path = workdir / "ledger.jsonl"
+    first = command(*arguments, f"--record={path}", check=False)
+    if first.returncode:  # changed code, or no checkout: the ledger wants to know the commit
+        assert "error: commit=" in first.stderr
+        return
+    again = command(*arguments, f"--record={path}")
+    assert all(
+        f"{name}: added to {path}" in first.stdout for name in ("teachers/noisy", "noisy/kd")
+    )
+    assert "added" not in again.stdout
+    assert [record["method"] for record in ledger.read(path)] == ["plain", "kd", "tgeo"]
 
 
 def test_a_plan_trains_nothing_and_knows_what_is_done(command, of_relations):

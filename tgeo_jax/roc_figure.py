@@ -41,7 +41,7 @@ def draw(runs: Mapping[str, Workdir]) -> Figure:
         ...     run = Workdir(pathlib.Path(folder))
         ...     same, similarity = np.array([True, True, False]), np.array([[0.9, 0.2, 0.5]])
         ...     storage.write_arrays(run.verification, {"same": same, "student": similarity})
-        ...     figure = draw({"tgeo": run}, ("black",))
+        ...     figure = draw({"tgeo": run})
         >>> figure.axes[0].get_legend().get_texts()[0].get_text()
         'tgeo, student: area 0.5000'
     """
