@@ -113,6 +113,12 @@ def test_clipping_leaves_a_short_gradient_alone():
     assert walk([0.5], 0, learning_rate=1.0, clip_norm=1.0) == pytest.approx([-0.5])
 
 
+@pytest.mark.parametrize("norm", [10**18, 1e200])
+def test_clipping_at_a_huge_norm_clips_nothing(norm):
+    path = walk([0.5, -2.0], 0, learning_rate=1.0, clip_norm=norm)
+    assert path == pytest.approx([-0.5, 1.5])
+
+
 def test_clipping_does_not_count_weight_decay():
     # Gradient 3 is cut to 1, then decay .1 * 2 is added.
     found = walk([3], 2, learning_rate=1.0, clip_norm=1.0, weight_decay=0.1)

@@ -95,12 +95,14 @@ def build(
 def _clip_by_global_norm(largest: float) -> optax.GradientTransformation:
     """As optax's, but with a derivative where the gradient is zero: hypergradients pass through."""
 
+    bound = float(largest)  # of an integer JAX would want 32 bits
+
     def update(grads: optax.Updates, state: optax.OptState, params: Any = None) -> tuple:
         del params
         squares = optax.tree.sum(jax.tree.map(lambda g: jnp.sum(jnp.square(g)), grads))
         # The derivative of sqrt at 0 is infinite: below the bound the norm is not even formed.
-        clips = squares > largest**2
-        scale = jnp.where(clips, largest / jnp.sqrt(jnp.where(clips, squares, 1)), 1)
+        clips = squares > bound * bound
+        scale = jnp.where(clips, bound / jnp.sqrt(jnp.where(clips, squares, 1)), 1)
         return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
