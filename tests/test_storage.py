@@ -94,17 +94,26 @@ def test_the_lease_of_a_run_that_was_killed_is_taken_over(tmp_path, caplog):
     assert "left by gone:1:x; waiting 0.15 s" in caplog.text
 
 
-def test_of_two_that_come_at_once_one_trains(tmp_path):
+def test_of_two_that_come_at_once_one_trains(tmp_path, monkeypatch):
     """Both find nothing, both write; the second to write stays."""
     where, held, refused = tmp_path / ".lock", [], []
-    barrier = threading.Barrier(2)
+    both_looked, look, looks = threading.Barrier(2), lease._found, []
+
+    def found(path):
+        seen = look(path)
+        looks.append(seen)
+        if len(looks) <= 2:  # neither writes before both have looked
+            assert seen is None
+            both_looked.wait()
+        return seen
+
+    monkeypatch.setattr(lease, "_found", found)
 
     def come():
-        barrier.wait()
         try:
-            with lease.held(where, 0.5):
+            with lease.held(where, 5.0):  # it looks again after a second
                 held.append(1)
-                time.sleep(0.6)
+                time.sleep(1.5)
         except ConfigError:
             refused.append(1)
 
