@@ -259,7 +259,12 @@ def _of_command_line(*arguments: str) -> ConfigDict | None:
         mock.patch.object(sys, "argv", argv),  # config_flags looks there
         contextlib.redirect_stderr(said),
     ):
-        holder = config_flags.DEFINE_config_dict("config", configs.default(), flag_values=values)
+        try:
+            holder = config_flags.DEFINE_config_dict(
+                "config", configs.default(), flag_values=values
+            )
+        except config_flags.config_flags.FlagOrderError:
+            return None  # of a file, as the commands have it, that comes with the parsing
         ended = False
         try:
             commandline._parse(argv)
@@ -267,6 +272,10 @@ def _of_command_line(*arguments: str) -> ConfigDict | None:
             ended = True
     assert ended == said.getvalue().startswith("error: "), said.getvalue()
     return None if ended else holder.value
+
+
+def test_a_section_after_its_field_is_refused():
+    assert _of_command_line("--config.ratio.wls.beta=1", "--config.ratio.wls={}") is None
 
 
 def test_the_command_line_is_read_as_the_commands_do():

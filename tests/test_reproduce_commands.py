@@ -14,6 +14,7 @@ from experiments.reproduction import declared
 from tests.conftest import ROOT
 from tgeo_jax import ledger
 
+pytestmark = pytest.mark.xdist_group("reproduce")  # one process trains the table for all
 DOCUMENT = (ROOT / "docs" / "reproduction.md").read_text()
 
 
