@@ -348,6 +348,7 @@ def test_a_student_trained_alone_stands_in_the_column_of_each_of_its_pairs(tmp_p
         ({"data__batch_size": 512}, "| 240 | 512 | 1.0 | – |"),
         ({"data__fraction": 0.1}, "| 240 | 64 | 0.1 | – |"),
         ({"data__label_noise": 0.2}, "| 240 | 64 | 1.0 | data.label_noise=0.2 |"),
+        ({"data__outliers": 0.1}, "| 240 | 64 | 1.0 | data.outliers=0.1 |"),
         ({"optimizer__learning_rate": 0.1}, "| 240 | 64 | 1.0 | optimizer.learning_rate=0.1 |"),
     ],
 )

@@ -13,8 +13,8 @@ from tgeo_jax.outcome import mean_and_std
 
 NONE = "\N{EN DASH}"
 _OTHER = ("train.epochs", "data.batch_size", "data.fraction")  # columns of "other runs"
-# What may end a run early or choose another epoch is a deviation from every recipe.
-_STANDARD = {"train.patience": 0, "train.select_by": "accuracy"}
+# What ends a run early, chooses another epoch or spoils data is a deviation from every recipe.
+_STANDARD = {"train.patience": 0, "train.select_by": "accuracy", "data.outliers": 0.0}
 _LEARNED = ("tgeo", "bikd", "rw")  # ratios that an outer loss trains
 
 
