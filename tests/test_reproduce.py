@@ -231,7 +231,7 @@ def test_data_that_is_not_there_is_a_missing_run_with_the_way_to_get_it(tmp_path
 
 def _finish(run, last, best=None, seconds=10.0, **further):
     """What training would have left behind."""
-    run.workdir.mkdir(parents=True)
+    run.workdir.mkdir(parents=True, exist_ok=True)
     (run.workdir / "config.json").write_text(configs.to_json(run.config))
     per_seed = [
         {
@@ -364,6 +364,29 @@ def test_figures_come_from_results_logs_and_samples(tmp_path):
     assert read.mean(ratio, "first") == pytest.approx(0.6)
     assert read.mean(ratio, "last") == pytest.approx(0.7)
     assert read.std(ratio, "last") == pytest.approx(statistics.stdev((0.2, 1.2)))
+
+
+def test_figures_of_a_chain_are_those_of_its_last_generation(tmp_path):
+    text = SMALL.replace('"kd", "tgeo"', '"kd", "trikd"').replace('["tgeo"]', '["trikd"]')
+    text = text.replace("row.tgeo", "row.trikd").replace(
+        "seeds = 2", 'seeds = 2\nfigures = ["gap"]'
+    )
+    table = _table(tmp_path, text.replace('set = { "ratio.tgeo.relations" = "intra" }', ""))
+    found, cells = runs.of_table(table, tmp_path)
+    run = found["noisy/trikd"]
+    assert run.status() == (runs.WAITING, 0.0)
+    for number, trained in ((0, 0.5), (1, 0.75), (2, 1.0)):
+        folder = run.folder.generation(number)
+        folder.path.mkdir(parents=True)
+        records = [
+            {"step": 9, "seed": seed, "epoch": 40.0, "train/accuracy": trained,
+             "test/accuracy": 0.5} for seed in (0, 1)
+        ]  # fmt: skip
+        folder.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+        assert run.status() == (runs.BEGUN, pytest.approx((number + 1) / 3))
+    _finish(run, (0.5, 0.5))
+    read = outcomes.of_cell(table, next(c for c in cells if run.name in c.runs), found, {})
+    assert read.values["gap", "last"] == (0.5, 0.5)
 
 
 def test_a_plan_tells_costs_from_what_was_measured(tmp_path):

@@ -114,6 +114,7 @@ def paired(one: Found, other: Found, which: str) -> tuple[float, float] | None:
 def _measured(folder: Workdir, result: Mapping[str, Any], figure: str) -> dict[str, list[float]]:
     """A figure of every seed, by when it was measured."""
     per_seed = result["per_seed"]
+    folder = [folder, *folder.generations()][-1]  # a chain's result is that of its last run
     if figure.startswith("samples/"):
         return _of_samples(folder, figure.removeprefix("samples/"))
     if figure.startswith("train/") or figure == "gap":
