@@ -271,3 +271,10 @@ def test_without_a_teacher_a_result_says_nothing_of_one(alone, taught):
     assert math.isclose(
         taught.result()["teacher"]["test_accuracy"], own["last"]["test/accuracy"], rel_tol=1e-6
     )
+
+
+def test_a_container_without_a_checkout_is_told_its_commit(monkeypatch, tmp_path):
+    monkeypatch.setenv("TGEO_JAX_COMMIT", "0123abc")
+    assert outcome.commit(tmp_path) == "0123abc"
+    monkeypatch.setenv("TGEO_JAX_COMMIT", "")
+    assert outcome.commit(tmp_path) == "unknown"
