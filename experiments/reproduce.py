@@ -10,6 +10,7 @@ with their report.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -83,7 +84,7 @@ def main(argv: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     table = declared.load(_TABLE.value).restricted(_METHODS.value, _PAIRS.value, _SEEDS.value)
     if _PACKED.value is not None:
-        table = declared.packed(table, _PACKED.value)
+        table = dataclasses.replace(table, packed=_PACKED.value)
     workdir = storage.path(_WORKDIR.value or f"runs/tables/{table.folder}")
     tfds.disable_progress_bar()
     sources.prepare("digits")  # comes with scikit-learn: a moment, and nothing to download
@@ -192,7 +193,7 @@ def _write(
     chosen = {
         f"{cell.column.name} {cell.row.name}": found[cell.runs[0]].folder
         for cell in cells
-        if len(cell.runs) == 1 and cell.generation is None
+        if len(cell.runs) == 1 and cell.row.generation is None
     }
     done = {key: folder for key, folder in chosen.items() if folder.result() is not None}
     runs = {key: [folder, *folder.generations()][-1] for key, folder in done.items()}

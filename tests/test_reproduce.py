@@ -125,7 +125,7 @@ def test_what_is_the_same_under_every_teacher_is_trained_once(tmp_path):
 
 
 def test_seeds_may_be_runs_of_their_own(tmp_path):
-    table = declared.packed(_table(tmp_path), False)
+    table = dataclasses.replace(_table(tmp_path), packed=False)
     found, cells = runs.of_table(table, tmp_path)
     assert cells[1].runs == ("noisy/kd/seed_0", "noisy/kd/seed_1")
     assert [(found[run].config.seed, found[run].config.seeds) for run in cells[1].runs] == [
@@ -302,7 +302,7 @@ def test_every_missing_cell_has_its_reason(finished):
 
 
 def test_a_part_of_the_seeds_is_shown_as_a_part(tmp_path):
-    table = declared.packed(_table(tmp_path), False)
+    table = dataclasses.replace(_table(tmp_path), packed=False)
     found, cells = runs.of_table(table, tmp_path)
     _finish(found["noisy/kd/seed_1"], (0.5,))
     read = outcomes.of_cell(table, cells[1], found, {})

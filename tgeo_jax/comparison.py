@@ -97,7 +97,7 @@ def table(
     rows: list[tuple[str, ...]] = [header, ("---",) * len(header)]
     reference = _last(results[baseline])
     for name, result in results.items():
-        against = "" if name == baseline else _told(paired(_last(result), reference))
+        against = "" if name == baseline else difference(paired(_last(result), reference))
         accuracy = result["test_accuracy"]
         rows.append(
             (
@@ -166,10 +166,19 @@ def _beside(name: str, results: Mapping[str, dict[str, Any]], baseline: str, fig
     return f"{shown} ({difference:+.4f}{_surprise(p, ', ')})"
 
 
-def _told(found: tuple[float, float]) -> str:
-    difference, p = found
+def difference(found: tuple[float, float]) -> str:
+    """What `paired` found of two accuracies, in percent.
+
+    Args:
+        found: (mean difference, p).
+
+    Examples:
+        >>> difference((0.0123, 0.04)), difference((-0.00001, float("nan")))
+        ('+1.23 (p = 0.04)', '+0.00')
+    """
+    mean, p = found
     surprise = _surprise(p)
-    return f"{100 * difference:+.2f}" + (f" ({surprise})" if surprise else "")
+    return f"{round(100 * mean, 2) + 0.0:+.2f}" + (f" ({surprise})" if surprise else "")
 
 
 def _surprise(p: float, before: str = "") -> str:

@@ -176,11 +176,6 @@ class Table:
         )
 
 
-def packed(table: Table, is_packed: bool) -> Table:
-    """The same table with the seeds of every cell in one program, or in one for each."""
-    return dataclasses.replace(table, packed=is_packed)
-
-
 def names(folder: pathlib.Path = FOLDER) -> list[str]:
     """The tables that there are."""
     return sorted(path.stem for path in folder.glob("*.toml"))

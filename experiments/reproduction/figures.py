@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import matplotlib
 import numpy as np
@@ -14,19 +12,9 @@ from experiments.reproduction import outcomes
 from experiments.reproduction.output import Finished
 from experiments.reproduction.runs import DONE, Cell, Run
 from tgeo_jax import storage
+from tgeo_jax.reporting import style
 
-_STYLE: Any = {
-    "figure.dpi": 150,
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.alpha": 0.25,
-    "legend.frameon": False,
-}
-# Okabe and Ito's palette: told apart with any colour vision; markers tell them apart without.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = "osD^vPX"
+_MARKERS = "osD^vPX"  # told apart without colours
 
 
 def drawn(
@@ -39,20 +27,14 @@ def drawn(
         cells: its cells.
         runs: their runs.
     """
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(style.RC):
         if any(found.seeds for found in finished.found.values()):
             draw = _by_column if len(finished.table.columns) > 2 else _by_row
-            yield "accuracy", _png(draw(finished))
+            yield "accuracy", style.png(draw(finished))
         if "samples/outlier_ratio" in finished.table.figures:
             for cell in cells:
                 if (figure := _outliers(cell, runs)) is not None:
-                    yield f"outliers-{cell.column.name}-{cell.row.name}", _png(figure)
-
-
-def _png(figure: Figure) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, format="png", bbox_inches="tight")
-    return file.getvalue()
+                    yield f"outliers-{cell.column.name}-{cell.row.name}", style.png(figure)
 
 
 def _by_column(finished: Finished) -> Figure:
@@ -66,7 +48,8 @@ def _by_column(finished: Finished) -> Figure:
         means, stds = _accuracies(found)
         axes.errorbar(
             places + 0.04 * (index - len(table.rows) / 2), means, stds, capsize=2, label=row.label,
-            color=_COLOURS[index % 7], marker=_MARKERS[index % 7], markersize=4, linewidth=1,
+            color=style.COLOURS[index % len(style.COLOURS)], linewidth=1,
+            marker=_MARKERS[index % len(_MARKERS)], markersize=4,
         )  # fmt: skip
     labels = [column.label for column in table.columns]
     axes.set_xticks(places, labels, rotation=20, ha="right")
@@ -84,7 +67,7 @@ def _by_row(finished: Finished) -> Figure:
         found = [finished.found[row.name, column.name] for row in table.rows]
         means, stds = _accuracies(found)
         for place, row in enumerate(table.rows):
-            colour = _COLOURS[1] if row.name in table.ours else _COLOURS[0]
+            colour = style.COLOURS[1] if row.name in table.ours else style.COLOURS[0]
             axes.errorbar(means[place], place, xerr=stds[place], fmt="o", color=colour, capsize=2)
         axes.set_yticks(range(len(table.rows)), [row.label for row in table.rows])
         axes.set(xlabel="test accuracy, last epoch (%)", title=column.label)
@@ -119,8 +102,8 @@ def _outliers(cell: Cell, runs: Mapping[str, Run]) -> Figure | None:
     figure = Figure(figsize=(7, 3.2))
     axes = figure.subplots()
     for values, label, colour in (
-        (other, f"images (mean {other.mean():.2f})", _COLOURS[0]),
-        (outlying, f"outliers (mean {outlying.mean():.2f})", _COLOURS[1]),
+        (other, f"images (mean {other.mean():.2f})", style.COLOURS[0]),
+        (outlying, f"outliers (mean {outlying.mean():.2f})", style.COLOURS[1]),
     ):
         weights = np.full(len(values), 100 / len(values))
         axes.hist(

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.reproduction.runs import DONE, MISSING, Run
+from experiments.reproduction.runs import Run, stages
 from tgeo_jax import peers
 from tgeo_jax.errors import ConfigError
 
@@ -90,21 +90,18 @@ def write(runs: Sequence[Run], folder: pathlib.Path, table: str, place: Place) -
         ConfigError: nothing is left to train, an impossible place, or folders that only this
             machine sees.
     """
-    left = [run for run in runs if run.source and run.status()[0] not in (DONE, MISSING)]
+    left = stages(runs)
     if not left:
         raise ConfigError("--backend=kubernetes: nothing is left to train")
-    _check(left, place)
+    _check([run for own in left.values() for run in own], place)
     folder.mkdir(parents=True, exist_ok=True)
     lines = ["#!/bin/bash", "# Students begin when all teachers have ended.", "set -euo pipefail"]
-    for number, stage in enumerate(("teachers", "students")):
-        own = [run for run in left if (run.needs == "") == (number == 0)]
-        if not own:
-            continue
+    for number, (stage, own) in enumerate(left.items()):
         path = folder / f"{number}-{stage}.json"
         items = [manifest(run, table, stage, place) for run in own]
         path.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}, indent=1))
         lines.append(f'kubectl apply -f "$(dirname "$0")/{path.name}"')
-        if number == 0 and len(own) < len(left):
+        if number + 1 < len(left):
             lines += _waiting(table, stage, place.namespace)
     script = folder / "apply.sh"
     script.write_text("\n".join(lines) + "\n")

@@ -66,10 +66,11 @@ def of_cell(table: Table, cell: Cell, runs: Mapping[str, Run], failed: Mapping[s
             said = failed.get(name) or run.missing or f"{state}, {100 * share:.0f} % trained"
             missing.append(said)
             continue
-        folder = run.folder if cell.generation is None else run.folder.generation(cell.generation)
+        generation = cell.row.generation
+        folder = run.folder if generation is None else run.folder.generation(generation)
         result = folder.result()
         if result is None:
-            missing.append(f"{folder.path}: no generation {cell.generation}")
+            missing.append(f"{folder.path}: no generation {generation}")
             continue
         seeds += [each["seed"] for each in result["per_seed"]]
         seconds += result["seconds"]

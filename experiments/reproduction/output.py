@@ -12,8 +12,8 @@ from experiments.reproduction import outcomes
 from experiments.reproduction.declared import Part, Published, Table
 from experiments.reproduction.outcomes import ACCURACY, BEST, LAST, Found
 from tgeo_jax import comparison
+from tgeo_jax.results_table import NONE
 
-NONE = "\N{EN DASH}"
 _WHICH = {LAST: "last epoch", BEST: "best by validation", "first": "first epoch"}
 _IN_PERCENT = ("accuracy", "gap")
 _NAMES = {
@@ -188,9 +188,7 @@ def _against(table: Table, row: str, found: Mapping[str, Found], best: str) -> s
     told = outcomes.paired(found[row], found[best], LAST)
     if told is None:
         return NONE
-    difference, p = told
-    surprise = "" if p != p else " (p < 0.01)" if p < 0.01 else f" (p = {p:.2f})"
-    return f"{round(100 * difference, 2) + 0.0:+.2f}{surprise}"  # no -0.00
+    return comparison.difference(told)
 
 
 def _beside(finished: Finished, row: Part, column: Part, notes: Notes) -> list[str]:
@@ -243,7 +241,7 @@ def rows_of(finished: Finished) -> list[dict[str, Any]]:
 
 
 def comma_separated(finished: Finished) -> str:
-    """`rows_of` as CSV; empty where there is no figure."""
+    """`rows_of` as CSV; a field is empty where there is no figure."""
     rows = rows_of(finished)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

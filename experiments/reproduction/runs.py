@@ -87,13 +87,28 @@ class Cell:
         row: which.
         column: which.
         runs: names of the runs that its seeds are in.
-        generation: which run of a chain it is read from; None: the last, or there is no chain.
     """
 
     row: Part
     column: Part
     runs: tuple[str, ...]
-    generation: int | None = None
+
+
+def stages(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """What is left to train, teachers and other runs that wait for nobody first.
+
+    Args:
+        runs: of a table.
+
+    Returns:
+        `teachers` and `students`; a stage in which nothing is left is not there.
+    """
+    left = [run for run in runs if run.source and run.status()[0] not in (DONE, MISSING)]
+    found = {
+        "teachers": [run for run in left if not run.needs],
+        "students": [run for run in left if run.needs],
+    }
+    return {stage: own for stage, own in found.items() if own}
 
 
 def settings(given: Sequence[str]) -> dict[str, Any]:
@@ -143,7 +158,7 @@ def of_table(
         for row in table.rows:
             trained = of_rows.get(row.of, row) if row.of else row
             runs = _of_cell(table, trained, column, workdir, settings or {}, found)
-            cells.append(Cell(row, column, tuple(run.name for run in runs), row.generation))
+            cells.append(Cell(row, column, tuple(run.name for run in runs)))
             found.update({run.name: run for run in runs})
     return found, cells
 

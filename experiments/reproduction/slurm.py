@@ -6,10 +6,9 @@ import pathlib
 import shlex
 from collections.abc import Sequence
 
-from experiments.reproduction.runs import DONE, MISSING, Run
+from experiments.reproduction.runs import Run, stages
 from tgeo_jax.errors import ConfigError
 
-STAGES = ("teachers", "students")
 _SCRIPT = """\
 #!/bin/bash
 #SBATCH --job-name={name}
@@ -70,16 +69,13 @@ def write(
     for option in options:
         if not option.startswith("-") or "\n" in option:
             raise ConfigError(f"--sbatch={option!r}: must begin with a hyphen, as in --partition=x")
-    left = [run for run in runs if run.source and run.status()[0] not in (DONE, MISSING)]
+    left = stages(runs)
     if not left:
         raise ConfigError("--backend=slurm: nothing is left to train")
     folder.mkdir(parents=True, exist_ok=True)
     folder = folder.absolute()
     lines = []
-    for stage in STAGES:
-        own = [run for run in left if (run.needs == "") == (stage == STAGES[0])]
-        if not own:
-            continue
+    for stage, own in left.items():
         (folder / f"{stage}.txt").write_text("".join(f"{shlex.join(run.command)}\n" for run in own))
         script = folder / f"{stage}.sh"
         script.write_text(
