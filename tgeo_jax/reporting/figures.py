@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from tgeo_jax import comparison, metrics, roc_figure, writers
-from tgeo_jax.reporting import style
+from tgeo_jax import comparison, metrics, writers
+from tgeo_jax.reporting import roc, style
 from tgeo_jax.workdir import Workdir
 
 Records = list[dict[str, Any]]
@@ -47,13 +47,13 @@ def of_all(
         label = f"test {comparison.NAMES[figure]}"
         title = label[0].upper() + label[1:]
         yield Drawn(figure, title, bands, curves(records, f"test/{figure}", label))
-    verified = {name: folder for name, folder in runs.items() if roc_figure.has_pairs(folder)}
+    verified = {name: folder for name, folder in runs.items() if roc.has_pairs(folder)}
     if verified:
         yield Drawn(
             "roc",
             "Verification of people who were never trained on",
             "First seed at the end of training; the area under the curve is the mean over seeds.",
-            roc_figure.draw(verified),
+            roc.draw(verified),
         )
 
 
